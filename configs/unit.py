@@ -107,6 +107,11 @@ def values(arg: str | None = None) -> dict:
             max_to_keep=5,
             best_metric="",
         ),
+        init_from=dict(
+            model="",
+            backbone="weights/detr-r50-dc5-f0fb7ef5.pth",
+            text_encoder="weights/bert-base-uncased",
+        ),
         report=dict(
             # Released joint model's validation figures (shared decoder, COCO init), from the
             # reference's model zoo; shown beside ours for orientation.

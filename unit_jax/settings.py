@@ -130,6 +130,15 @@ class TrainSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class InitSettings:
+    """Files whose weights a fresh run starts from; "" = none."""
+
+    model: str  # a whole UniT (MMF file, or a checkpoint of ours)
+    backbone: str  # DETR checkpoint: its ResNet
+    text_encoder: str  # BERT: file, folder or hub name
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     seed: int
     tasks: dict[str, tasks_lib.TaskSpec]
@@ -139,6 +148,7 @@ class Settings:
     optimizer: OptimizerSettings
     data: DataSettings
     train: TrainSettings
+    init_from: InitSettings
     report: dict[str, Any]  # figures shown beside the results
 
 
