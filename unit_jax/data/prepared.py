@@ -1,0 +1,379 @@
+"""The read side of prepared data: records and images by row, checked against the manifest.
+
+`tools/prepare_data.py` leaves in a data folder
+
+    manifest.json                  what is prepared: counts, label names, fingerprints
+    vocab.txt, answers_vqa.txt     copies of the vocabulary and of the answer list
+    problems.jsonl                 every fault met while preparing
+    <name>/<version>/              one TFDS dataset per task and per image family (ArrayRecord),
+                                   plus index-<split>.npz with row-aligned arrays
+
+and this module reads it. Images are stored once per family; a task's records point to rows there.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from jaxtyping import Int
+
+MANIFEST = "manifest.json"
+FORMAT = 1  # of the manifest
+IMAGE_SPLIT = "images"  # the one split of an image store
+UNLABELLED = -1
+ATTRIBUTE_SLOTS = 16  # attribute ids an object can carry
+
+
+class Records:
+    """One split of one TFDS dataset by row. Opened at the first read, in each process anew."""
+
+    def __init__(self, directory: str | os.PathLike, split: str, count: int):
+        self._directory = os.fspath(directory)
+        self._split = split
+        self._count = count
+        self._lock = threading.Lock()
+        self._source = None
+        self._owner = None  # process that opened the files: handles do not survive a fork
+
+    def __getstate__(self):
+        return self._directory, self._split, self._count
+
+    def __setstate__(self, state):
+        self.__init__(*state)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """Record `row` as TFDS parses it: text is bytes, images stay encoded."""
+        if not 0 <= row < self._count:
+            raise IndexError(f"row {row} of {self._directory} ({self._split}: {self._count} rows)")
+        source = self._source if self._owner == os.getpid() else self._open()
+        return source[int(row)]
+
+    def _open(self):
+        with self._lock:
+            if self._owner != os.getpid():
+                builder = tfds.builder_from_directory(self._directory)
+                decoders = None
+                if "image" in builder.info.features:
+                    decoders = {"image": tfds.decode.SkipDecoding()}
+                self._source = builder.as_data_source(self._split, decoders=decoders)
+                self._owner = os.getpid()
+            return self._source
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a task, random access by row; picklable.
+
+    Attributes:
+      task, name: whose and which.
+      image_row: row of each example's image in its family's store; None without images.
+      width, height: image size in pixels of each example, as stored in the image file; None
+        without images.
+      num_objects: objects of each image that training keeps (no crowd regions, some area inside
+        the image); None where the task is no detection.
+    """
+
+    task: str
+    name: str
+    records: Records
+    images: Records | None
+    image_row: Int[np.ndarray, "examples"] | None = None
+    width: Int[np.ndarray, "examples"] | None = None
+    height: Int[np.ndarray, "examples"] | None = None
+    num_objects: Int[np.ndarray, "examples"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """Record `row`: numbers and NumPy arrays, text as str, lists of texts as list[str].
+
+        detection: image_row, image_id, width, height, boxes_xywh f32[N, 4] (absolute, as in the
+          source file), category_ids i32[N], areas f32[N], iscrowd bool[N], attributes i32[N, 16]
+          (-1 = unused slot; all -1 where the data set has none)
+        vqa2: question_id, question, image_row, width, height, answers list[str] (empty: unknown)
+        snli_ve: example_id, hypothesis, label (-1 unknown), image_row, width, height
+        GLUE: example_id, text_a, text_b ("" where the task has one text), label (-1 unknown)
+        """
+        record = {name: _plain(value) for name, value in self.records[row].items()}
+        if "boxes_xywh" in record and "attributes" not in record:
+            shape = (len(record["boxes_xywh"]), ATTRIBUTE_SLOTS)
+            record["attributes"] = np.full(shape, -1, np.int32)
+        return record
+
+    def image(self, row: int) -> bytes:
+        """Encoded image (JPEG, PNG, ...) of example `row`."""
+        if self.images is None:
+            raise ValueError(f"{self.task} has no images")
+        return self.images[int(self.image_row[row])]["image"]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return [item.decode() for item in value]
+    if isinstance(value, list):
+        return [item.decode() for item in value]
+    return value
+
+
+class PreparedData:
+    """A data folder, checked: every task is there, complete, and fits the vocabulary.
+
+    Args:
+      data_dir: folder that tools/prepare_data.py filled.
+      tasks: names of the tasks that are needed.
+      vocabulary: vocab.txt, folder or hub name that the run asks for; "" takes the folder's own.
+
+    Raises:
+      ValueError: one message that lists everything that is missing or does not fit, each with
+        its remedy.
+    """
+
+    def __init__(self, data_dir: str | os.PathLike, tasks: Iterable[str], vocabulary: str = ""):
+        self.data_dir = pathlib.Path(data_dir)
+        self.tasks = tuple(tasks)
+        found = problems(self.data_dir, self.tasks, vocabulary)
+        if found:
+            raise ValueError(
+                f"the prepared data in {self.data_dir} do not fit:\n  " + "\n  ".join(found)
+            )
+        self._manifest = read_manifest(self.data_dir)
+        self._images: dict[str, Records] = {}
+        self._splits: dict[tuple[str, str], Split] = {}
+
+    @property
+    def vocabulary_path(self) -> str:
+        """The vocab.txt that belongs to this folder."""
+        return os.fspath(self.data_dir / "vocab.txt")
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What manifest.json holds."""
+        return self._manifest
+
+    def num_labels(self, task: str) -> int:
+        """Classes without the no-object class (detection), answers or labels (others)."""
+        return self._entry(task)["num_labels"]
+
+    def num_attributes(self, task: str) -> int:
+        """Attribute classes; 0 where the task has none."""
+        return self._entry(task).get("num_attributes", 0)
+
+    def label_names(self, task: str) -> list[str]:
+        """Name of each label, by label number; "" where a number is not used."""
+        entry = self._entry(task)
+        if "answers" in entry:
+            return read_lines(self.data_dir / entry["answers"]["file"])
+        return entry["label_names"]
+
+    def attribute_names(self, task: str) -> list[str]:
+        """Name of each attribute, by number; "" where the data set gives none."""
+        return self._entry(task).get("attribute_names", [])
+
+    def splits(self, task: str) -> list[str]:
+        """Names of a task's splits: train, val, maybe test and val_matched (MNLI)."""
+        return list(self._entry(task)["splits"])
+
+    def max_objects(self, task: str, split: str = "train") -> int:
+        """Most objects that training keeps on one image; 0 where the task is no detection."""
+        return self._split_entry(task, split).get("max_objects", 0)
+
+    def split(self, task: str, name: str) -> Split:
+        """Opens a split.
+
+        Raises:
+          ValueError: the task or the split is not there; the message lists what is.
+        """
+        if (task, name) in self._splits:
+            return self._splits[task, name]
+        entry = self._entry(task)
+        count = self._split_entry(task, name)["count"]
+        directory = self.data_dir / task / entry["version"]
+        with np.load(directory / f"index-{name}.npz") as index:
+            arrays = {key: index[key] for key in index.files}
+        images = self._image_store(entry["images"]) if entry.get("images") else None
+        split = Split(task, name, Records(directory, name, count), images, **arrays)
+        self._splits[task, name] = split
+        return split
+
+    def _image_store(self, family: str) -> Records:
+        if family not in self._images:
+            entry = self._entry(family)
+            count = entry["splits"][IMAGE_SPLIT]["count"]
+            directory = self.data_dir / family / entry["version"]
+            self._images[family] = Records(directory, IMAGE_SPLIT, count)
+        return self._images[family]
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        datasets = self._manifest["datasets"]
+        if name not in datasets:
+            raise ValueError(
+                f"{name} is not prepared in {self.data_dir}; prepared: {', '.join(datasets)}"
+            )
+        return datasets[name]
+
+    def _split_entry(self, task: str, split: str) -> dict[str, Any]:
+        entries = self._entry(task)["splits"]
+        if split not in entries:
+            raise ValueError(f"{task} has no split {split!r}; it has {', '.join(entries)}")
+        return entries[split]
+
+
+def problems(data_dir: str | os.PathLike, tasks: Iterable[str], vocabulary: str = "") -> list[str]:
+    """What keeps a run from using the folder, one line each with the remedy; empty = all fits.
+
+    Reads the manifest and file sizes only, no records.
+    """
+    data_dir = pathlib.Path(data_dir)
+
+    def command(task: str, *more: str) -> str:
+        words = ["python tools/prepare_data.py --source DIR --data_dir", str(data_dir)]
+        return " ".join([*words, "--datasets", task, *more])
+
+    try:
+        manifest = read_manifest(data_dir)
+    except ValueError as error:
+        return [str(error)]
+    found = []
+    datasets = manifest["datasets"]
+    for task in tasks:
+        entry = datasets.get(task)
+        if entry is None:
+            found.append(f"{task}: not prepared; run: {command(task)}")
+            continue
+        broken = _broken_files(data_dir, task, entry)
+        if family := entry.get("images"):
+            store = datasets.get(family)
+            if store is None or store["sha256"] != entry["images_sha256"]:
+                broken.append(f"its images ({family}) were prepared anew with other files")
+            else:
+                broken += _broken_files(data_dir, family, store)
+        if broken:
+            found.append(f"{task}: {'; '.join(broken)}; run: {command(task, '--overwrite')}")
+        if answers := entry.get("answers"):
+            path = data_dir / answers["file"]
+            if not path.is_file() or fingerprint(path.read_bytes()) != answers["sha256"]:
+                found.append(
+                    f"{task}: {path} is not the answer list that the records were prepared with; "
+                    f"put that back, or run: {command(task, '--overwrite')}"
+                )
+    prepared_tasks = [task for task in tasks if task in datasets]
+    if any(datasets[task]["kind"] != "detection" for task in prepared_tasks):
+        found += _vocabulary_problems(data_dir, manifest, vocabulary)
+    return found
+
+
+def _broken_files(data_dir: pathlib.Path, name: str, entry: dict) -> list[str]:
+    directory = data_dir / name / entry["version"]
+    broken = []
+    for file, size in entry["files"].items():
+        path = directory / file
+        if not path.is_file():
+            broken.append(f"{path} is missing")
+        elif path.stat().st_size != size:
+            broken.append(f"{path} has {path.stat().st_size} bytes, prepared were {size}")
+    return broken
+
+
+def _vocabulary_problems(data_dir: pathlib.Path, manifest: dict, asked: str) -> list[str]:
+    path = data_dir / "vocab.txt"
+    known = manifest.get("vocabulary")
+    if known is None or not path.is_file():
+        return [
+            f"vocabulary: {path} is missing; run tools/prepare_data.py again for a task with "
+            "text, with --vocabulary NAME_OR_PATH"
+        ]
+    if fingerprint(path.read_bytes()) != known["sha256"]:
+        return [f"vocabulary: {path} is not the file that was stored when preparing"]
+    if not asked or asked == known["name"]:
+        return []
+    try:
+        same = fingerprint(read_vocabulary(asked)) == known["sha256"]
+    except ValueError as error:
+        return [f"vocabulary: {error}"]
+    if same:
+        return []
+    return [
+        f"vocabulary: {data_dir} was prepared with {known['name']}, the config's data.vocabulary "
+        f"is {asked}, which differs; set data.vocabulary to '' or prepare another data_dir"
+    ]
+
+
+def read_manifest(data_dir: pathlib.Path) -> dict[str, Any]:
+    """manifest.json of a data folder, or an empty one.
+
+    Raises:
+      ValueError: the file cannot be read or has another format.
+    """
+    path = data_dir / MANIFEST
+    if not path.exists():
+        return {"format": FORMAT, "datasets": {}}
+    try:
+        manifest = json.loads(path.read_text())
+        known = manifest["format"] == FORMAT
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} cannot be read; prepare the data again") from None
+    if not known:
+        raise ValueError(
+            f"{path} has format {manifest['format']}, this version reads {FORMAT}; "
+            "prepare the data again"
+        )
+    return manifest
+
+
+def read_vocabulary(name: str) -> bytes:
+    """A WordPiece vocabulary, one token a line, from a file, a folder or a hub name.
+
+    Raises:
+      ValueError: it is not there or lacks one of BERT's special tokens.
+    """
+    path = pathlib.Path(name)
+    if path.is_dir():
+        path = path / "vocab.txt"
+    if path.is_file():
+        content = path.read_bytes()
+    elif path.name == "vocab.txt" or path.is_absolute():
+        raise ValueError(f"there is no vocabulary file {path}")
+    else:
+        content = _download_vocabulary(name)
+    tokens = set(content.decode(errors="replace").split())
+    lacking = [token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if token not in tokens]
+    if lacking:
+        raise ValueError(f"the vocabulary {name} lacks {', '.join(lacking)}")
+    return content
+
+
+def _download_vocabulary(name: str) -> bytes:
+    import huggingface_hub  # a file or folder needs no hub
+
+    try:
+        return pathlib.Path(huggingface_hub.hf_hub_download(name, "vocab.txt")).read_bytes()
+    except Exception as error:  # network, hub and cache raise many kinds
+        raise ValueError(
+            f"the vocabulary {name} is neither a file nor a folder with a vocab.txt, and it "
+            f"cannot be had from the Hugging Face hub ({type(error).__name__}); "
+            "give the path of a vocab.txt"
+        ) from None
+
+
+def read_lines(path: pathlib.Path) -> list[str]:
+    """Lines of a UTF-8 file, without line ends; a line end at the file's end adds none."""
+    lines = path.read_bytes().decode().replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def fingerprint(content: bytes) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(content).hexdigest()
