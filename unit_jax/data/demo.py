@@ -406,7 +406,7 @@ def write_snli_ve(
 def glue_pairs(settings: DemoSettings, task: str, split: str) -> list[demo_text.Pair]:
     """The examples of "qnli", "mnli", "qqp" or "sst2" in "train", "dev" (or "dev_mismatched").
 
-    No dev example occurs in train.
+    Labels are equally frequent, and no dev example occurs in train.
     """
     make: Callable[[Chooser], demo_text.Pair] = getattr(demo_text, task)
     seen: set[tuple[str, str]] = set()
@@ -418,12 +418,12 @@ def glue_pairs(settings: DemoSettings, task: str, split: str) -> list[demo_text.
     if split != "train":
         seen = {(pair.first, pair.second) for pair in glue_pairs(settings, task, "train")}
     pairs: list[demo_text.Pair] = []
+    labels = demo_text.LABELS[task]
     for number in range(settings.count(task, split != "train")):
         chooser = _chooser(settings, task, split, number)
         pair = make(chooser)
-        label = pair.label
-        # What training has is drawn anew, but never the label: it stays a fair draw.
-        while (pair.first, pair.second) in seen or pair.label != label:
+        # Draw anew what training has, and what would make one label more frequent than another.
+        while (pair.first, pair.second) in seen or pair.label != labels[number % len(labels)]:
             pair = make(chooser)
         pairs.append(pair)
     return pairs

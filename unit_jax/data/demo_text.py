@@ -180,7 +180,7 @@ def annotate(chooser: Chooser, answer: str) -> list[str]:
 
 
 def describe(chooser: Chooser, scene: Scene, *, present: bool) -> str | None:
-    """A noun phrase ("a red star", "a star", "a red thing") for a visible thing or for an absent one.
+    """Names something visible or absent: "a red star", "a star" or "a red thing".
 
     An absent one shares a word with a visible thing as often as chance has it, or more: then the
     picture shows a star and something red, but no red star.
@@ -263,6 +263,13 @@ def hypotheses(chooser: Chooser, scene: Scene, number: int) -> list[tuple[str, s
 
 # ---- language only (GLUE) -----------------------------------------------------------------------
 
+LABELS: Mapping[str, tuple[str, ...]] = {
+    "qnli": ("entailment", "not_entailment"),
+    "mnli": ("entailment", "neutral", "contradiction"),
+    "qqp": ("0", "1"),
+    "sst2": ("0", "1"),
+}
+
 Fact = tuple[str, str, str]  # shape, property, value
 
 
@@ -313,8 +320,14 @@ def qnli(chooser: Chooser) -> Pair:
                 shape = chooser.choice([s for s in SHAPES if s != shape])
             else:
                 name = _property(chooser, exclude=[name])
-    question = chooser.choice(QUESTIONS[name]).format(shape=shape)
-    return Pair(sentence(question, "?"), text, label)
+    return Pair(_request(chooser, chooser.choice(QUESTIONS[name]).format(shape=shape)), text, label)
+
+
+_REQUESTS = ("{}", "say, {}", "please tell, {}", "{} here", "{} in the picture", "look, {}")
+
+
+def _request(chooser: Chooser, question: str) -> str:
+    return sentence(chooser.choice(_REQUESTS).format(question), "?")
 
 
 MNLI_FRAMES = {
@@ -377,14 +390,13 @@ _PARAPHRASES: Mapping[str, tuple[str, ...]] = {
         "can you count the {color} {shape} pieces",
     ),
 }
-_REQUESTS = ("{}", "say, {}", "please tell, {}", "{} here", "{} in the picture", "look, {}")
 
 
 def qqp(chooser: Chooser) -> Pair:
     """Two questions: the same one in other words, or one that differs in a single slot."""
     kind = chooser.choices(tuple(_PARAPHRASES), (3, 1, 1, 2, 1))[0]
     color, shape = chooser.pair()
-    label = chooser.choice(("0", "1"))
+    label = chooser.choice(LABELS["qqp"])
     other_kind, other_color, other_shape = kind, color, shape
     if label == "0":
         slots = ("color", "shape") if kind in ("there", "number") else ("shape", "shape", "kind")
@@ -395,17 +407,17 @@ def qqp(chooser: Chooser) -> Pair:
             other_shape = chooser.shape(color, exclude=[shape])
         else:
             other_kind = _property(chooser, exclude=[kind])
+    # Both questions may have the same further word before the shape, if it gives no answer away.
+    asked = (*PROPERTIES.get(kind, ()), *PROPERTIES.get(other_kind, ()))
+    extra = [word + " " for word in (*SIZES, *TEXTURES) if word not in asked]
+    extra = chooser.choice(extra) if extra and chooser.chance(0.7) else ""
     words = chooser.choice(_PARAPHRASES[kind])
     other_words = chooser.choice([text for text in _PARAPHRASES[other_kind] if text != words])
     return Pair(
-        _request(chooser, other_words.format(color=other_color, shape=other_shape)),
-        _request(chooser, words.format(color=color, shape=shape)),
+        _request(chooser, other_words.format(color=other_color, shape=extra + other_shape)),
+        _request(chooser, words.format(color=color, shape=extra + shape)),
         label,
     )
-
-
-def _request(chooser: Chooser, question: str) -> str:
-    return sentence(chooser.choice(_REQUESTS).format(question), "?")
 
 
 ADJECTIVES: Mapping[str, tuple[str, ...]] = {
