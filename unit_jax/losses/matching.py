@@ -98,7 +98,9 @@ def match_on_device(
     """The same matching as `match`, as a JAX program that can be jitted.
 
     Where several matchings cost the same, it may choose another one than scipy. It cannot raise:
-    costs that are not finite count as dear ones, and the NaN shows in the loss.
+    costs that are not finite count as dear ones, and the NaN shows in the loss. Images are
+    independent, so with a batch that is split over devices call it under `jax.shard_map`: else
+    the solver's loops end together on all devices, which costs a round of communication a turn.
     """
     return jax.vmap(jax.vmap(_match_one), in_axes=(0, None))(costs, object_mask)
 
