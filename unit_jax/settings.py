@@ -163,8 +163,10 @@ def from_config(config: Mapping) -> Settings:
     config = _plain(config)
     problems: list[str] = []
     specs, ratios = {}, {}
-    for name, overrides in (config.pop("tasks", None) or {}).items():
-        overrides = dict(overrides)
+    selected = config.pop("tasks", None) or {}
+    # ConfigDict sorts its keys; the table's order is the one that reports are read in.
+    for name in sorted(selected, key=list(dict.fromkeys([*tasks_lib.PUBLISHED, *selected])).index):
+        overrides = dict(selected[name])
         ratios[name] = float(overrides.pop("ratio", 1.0))
         if ratios[name] < 0:
             problems.append(f"config.tasks.{name}.ratio: {ratios[name]} is negative")
@@ -174,7 +176,9 @@ def from_config(config: Mapping) -> Settings:
             problems.append(str(error))
     if not specs and not problems:
         problems.append("config.tasks: no task is selected")
-    rest = [field for field in dataclasses.fields(Settings) if field.name not in ("tasks", "ratios")]
+    rest = [
+        field for field in dataclasses.fields(Settings) if field.name not in ("tasks", "ratios")
+    ]
     values = _fields(rest, typing.get_type_hints(Settings), config, "config", problems)
     if problems:
         raise ValueError("the config has problems:\n  " + "\n  ".join(problems))
@@ -240,9 +244,7 @@ def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
         if not isinstance(value, (tuple, list)):
             problems.append(f"{where}: expected a tuple, got {value!r}")
             return None
-        inner_hints = (
-            [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        )
+        inner_hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(inner_hints) != len(value):
             problems.append(f"{where}: expected {len(inner_hints)} values, got {value!r}")
             return None

@@ -1,0 +1,46 @@
+# `make demo` and `make test` do all set-up themselves; they need python3 (3.11+), venv and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := runs/demo
+
+.PHONY: demo demo-fresh test test-slow parity lint lock clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python tools/make_demo_data.py --output $(DEMO)/source
+	$(BIN)/python tools/prepare_data.py --source $(DEMO)/source --data_dir $(DEMO)/data
+	$(BIN)/python -m unit_jax.main --config=configs/demo.py --workdir=$(DEMO)
+
+demo-fresh:
+	rm -rf $(DEMO)
+	$(MAKE) demo
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed
+	$(BIN)/python -m pytest -m slow
+
+# Full-size comparison with the reference: make parity PARITY_DIR=folder-of-npz-files
+parity: $(VENV)/.installed
+	$(BIN)/python tools/check_parity.py $(PARITY_DIR)/*.npz
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The exact versions that `make demo` and `make test` install.
+lock:
+	rm -rf .venv.lock && $(PYTHON) -m venv .venv.lock
+	.venv.lock/bin/pip install -q -r requirements.txt "pytest>=8" "hypothesis>=6" "scikit-learn>=1.5" "ruff>=0.9"
+	.venv.lock/bin/pip freeze --exclude-editable > requirements.lock
+	rm -rf .venv.lock
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,27 @@
+"""The mesh and what lies on it."""
+
+import jax
+import numpy as np
+import pytest
+
+from unit_jax import partitioning
+
+
+def test_batches_are_split_and_come_back_in_order():
+    mesh = partitioning.make_mesh()
+    assert mesh.shape == {"data": 8}
+    x = np.arange(48).reshape(16, 3)
+    placed = partitioning.to_devices(x, mesh)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
+    np.testing.assert_array_equal(partitioning.to_host(placed), x)
+    matches = np.arange(2 * 16 * 3).reshape(2, 16, 3)
+    placed = partitioning.to_devices(matches, mesh, axis=1)
+    assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 2, 3)}
+    np.testing.assert_array_equal(partitioning.to_host(placed, axis=1), matches)
+
+
+def test_a_batch_that_the_devices_do_not_divide():
+    mesh = partitioning.make_mesh(jax.devices()[:3])
+    partitioning.check_batch_size("train.batch_size", 9, mesh)
+    with pytest.raises(ValueError, match="train.batch_size = 16 .* 3 devices; .* multiple of 3"):
+        partitioning.check_batch_size("train.batch_size", 16, mesh)

@@ -1,0 +1,164 @@
+"""From a config to everything a run needs; shared by training, evaluation and prediction.
+
+All that can be wrong with config, data, weights and devices is found here, before long work.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from unit_jax import checkpoints, partitioning
+from unit_jax import settings as settings_lib
+from unit_jax.data.prepared import PreparedData, read_lines
+from unit_jax.models import functional
+from unit_jax.models.functional import Flat
+from unit_jax.models.unit import Unit
+from unit_jax.settings import Settings
+
+DEMO = "no data at hand? `make demo` generates its own and trains on it"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same during a run.
+
+    Attributes:
+      settings: with the label counts of the prepared data filled in.
+      data: the prepared data.
+      mesh: all devices.
+      graph: the model's static part.
+      abstract_params, abstract_statistics: shapes, dtypes and shardings of its arrays.
+    """
+
+    settings: Settings
+    data: PreparedData
+    mesh: Mesh
+    graph: nnx.GraphDef
+    abstract_params: Flat
+    abstract_statistics: Flat
+
+    def abstract_model(self) -> dict[str, Flat]:
+        """The target of a checkpoint's `model` item."""
+        return {"params": self.abstract_params, "statistics": self.abstract_statistics}
+
+    def fresh_model(self) -> dict[str, Flat]:
+        """Initial parameters and statistics, a function of the seed alone."""
+
+        def arrays() -> dict[str, Flat]:
+            _, params, statistics = functional.split(_build(self.settings))
+            return {"params": params, "statistics": statistics}
+
+        return jax.jit(arrays, out_shardings=partitioning.replicated(self.mesh))()
+
+    def metadata(self) -> dict[str, Any]:
+        """What a checkpoint tells about itself."""
+        return checkpoints.jsonable(
+            {"settings": dataclasses.asdict(self.settings), "data": fingerprints(self.data)}
+        )
+
+    def check_metadata(self, metadata: Mapping[str, Any], where: str) -> None:
+        """Raises ValueError if a checkpoint was made with another vocabulary or answer list."""
+        for name, fingerprint in fingerprints(self.data).items():
+            saved = metadata.get("data", {}).get(name, fingerprint)
+            if saved != fingerprint:
+                raise ValueError(
+                    f"{where} was made with another {name} ({saved[:12]}) than that of "
+                    f"{self.settings.data.data_dir} ({fingerprint[:12]}); prepare the data with "
+                    "the same one, or use another --workdir"
+                )
+
+
+def open_run(config: Mapping[str, Any], needs_initial_weights: bool = False) -> Run:
+    """Checks a config against data, weights and devices and returns the run it describes.
+
+    Args:
+      config: nested config, as `configs/*.py` return it.
+      needs_initial_weights: a fresh run: the files of `init_from` must be there.
+
+    Raises:
+      ValueError: one message with everything that is wrong or missing, and what to do.
+    """
+    settings = settings_lib.from_config(config)
+    problems = []
+    try:
+        data = PreparedData(
+            settings.data.data_dir, settings.tasks, vocabulary=settings.data.vocabulary
+        )
+    except ValueError as error:
+        problems.append(str(error))
+    if needs_initial_weights:
+        problems += missing_weights(settings.init_from)
+    if problems:
+        raise ValueError("\n".join([*problems, DEMO]))
+    settings = with_label_counts(settings, data)
+    mesh = partitioning.make_mesh()
+    for name in ("batch_size", "eval_batch_size"):
+        partitioning.check_batch_size(f"train.{name}", getattr(settings.train, name), mesh)
+    graph, params, statistics = functional.abstract(lambda: _build(settings))
+    sharding = partitioning.replicated(mesh)
+    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    return Run(
+        settings, data, mesh, graph, jax.tree.map(place, params), jax.tree.map(place, statistics)
+    )
+
+
+def with_label_counts(settings: Settings, data: PreparedData) -> Settings:
+    """Fills in what the prepared data knows: label, attribute and vocabulary counts."""
+    specs = {
+        name: dataclasses.replace(
+            spec,
+            num_labels=data.num_labels(name),
+            num_attributes=data.num_attributes(name) if spec.num_attributes else 0,
+        )
+        for name, spec in settings.tasks.items()
+    }
+    text_encoder = settings.model.text_encoder
+    if not text_encoder.vocab_size:
+        text_encoder = dataclasses.replace(text_encoder, vocab_size=_vocabulary_size(data))
+    model = dataclasses.replace(settings.model, text_encoder=text_encoder)
+    return dataclasses.replace(settings, tasks=specs, model=model)
+
+
+def fingerprints(data: PreparedData) -> dict[str, str]:
+    """SHA-256 of what gives token ids and labels their meaning."""
+    found = {"vocabulary": data.manifest["vocabulary"]["sha256"]} if _has_text(data) else {}
+    for task in data.tasks:
+        answers = data.manifest["datasets"][task].get("answers")
+        if answers:
+            found[f"{task} answer list"] = answers["sha256"]
+    return found
+
+
+def missing_weights(init_from: settings_lib.InitSettings) -> list[str]:
+    """A line per file of `config.init_from` that is not there."""
+    return [
+        f"weights: config.init_from.{field} = {path!r} does not exist; {_WEIGHTS[field]}, or set "
+        f'config.init_from.{field}="" to start it fresh'
+        for field, path in dataclasses.asdict(init_from).items()
+        if path and not epath.Path(path).exists()
+    ]
+
+
+_WEIGHTS = {
+    "model": "give an MMF UniT file or a checkpoint folder of ours",
+    "backbone": "download DETR's R50-DC5 checkpoint (detr-r50-dc5-f0fb7ef5.pth) there",
+    "text_encoder": "download bert-base-uncased (config.json, model.safetensors, vocab.txt) there",
+}
+
+
+def _has_text(data: PreparedData) -> bool:
+    return "vocabulary" in data.manifest
+
+
+def _vocabulary_size(data: PreparedData) -> int:
+    return len(read_lines(pathlib.Path(data.vocabulary_path)))
+
+
+def _build(settings: Settings) -> Unit:
+    return Unit(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
