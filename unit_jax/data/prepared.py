@@ -58,6 +58,10 @@ class Records:
         source = self._source if self._owner == os.getpid() else self._open()
         return source[int(row)]
 
+    def stored_count(self) -> int:
+        """Records that the files hold, whatever was promised."""
+        return len(self._open())
+
     def _open(self):
         with self._lock:
             if self._owner != os.getpid():
@@ -236,7 +240,7 @@ def problems(data_dir: str | os.PathLike, tasks: Iterable[str], vocabulary: str 
 
     Reads the manifest and file sizes only, no records.
     """
-    data_dir = pathlib.Path(data_dir)
+    data_dir, tasks = pathlib.Path(data_dir), tuple(tasks)
 
     def command(task: str, *more: str) -> str:
         words = ["python tools/prepare_data.py --source DIR --data_dir", str(data_dir)]
@@ -249,30 +253,31 @@ def problems(data_dir: str | os.PathLike, tasks: Iterable[str], vocabulary: str 
     found = []
     datasets = manifest["datasets"]
     for task in tasks:
-        entry = datasets.get(task)
-        if entry is None:
+        if task not in datasets:
             found.append(f"{task}: not prepared; run: {command(task)}")
-            continue
-        broken = _broken_files(data_dir, task, entry)
-        if family := entry.get("images"):
-            store = datasets.get(family)
-            if store is None or store["sha256"] != entry["images_sha256"]:
-                broken.append(f"its images ({family}) were prepared anew with other files")
-            else:
-                broken += _broken_files(data_dir, family, store)
-        if broken:
-            found.append(f"{task}: {'; '.join(broken)}; run: {command(task, '--overwrite')}")
-        if answers := entry.get("answers"):
-            path = data_dir / answers["file"]
-            if not path.is_file() or fingerprint(path.read_bytes()) != answers["sha256"]:
-                found.append(
-                    f"{task}: {path} is not the answer list that the records were prepared with; "
-                    f"put that back, or run: {command(task, '--overwrite')}"
-                )
-    prepared_tasks = [task for task in tasks if task in datasets]
-    if any(datasets[task]["kind"] != "detection" for task in prepared_tasks):
+        elif faults := dataset_faults(data_dir, manifest, task):
+            found.append(f"{task}: {'; '.join(faults)}; run: {command(task, '--overwrite')}")
+    if any(datasets[task]["kind"] != "detection" for task in tasks if task in datasets):
         found += _vocabulary_problems(data_dir, manifest, vocabulary)
     return found
+
+
+def dataset_faults(data_dir: pathlib.Path, manifest: dict, name: str) -> list[str]:
+    """What is wrong with the files of a data set (or image store) that the manifest lists."""
+    datasets = manifest["datasets"]
+    entry = datasets[name]
+    faults = _broken_files(data_dir, name, entry)
+    if family := entry.get("images"):
+        store = datasets.get(family)
+        if store is None or store["sha256"] != entry["images_sha256"]:
+            faults.append(f"its images ({family}) were prepared anew from other files")
+        else:
+            faults += _broken_files(data_dir, family, store)
+    if answers := entry.get("answers"):
+        path = data_dir / answers["file"]
+        if not path.is_file() or fingerprint(path.read_bytes()) != answers["sha256"]:
+            faults.append(f"{path} is not the answer list that it was prepared with")
+    return faults
 
 
 def _broken_files(data_dir: pathlib.Path, name: str, entry: dict) -> list[str]:

@@ -1,0 +1,367 @@
+"""Prepares data sets: official files -> checked ArrayRecord files, an index and a manifest.
+
+Each data set is written beside its place and moved there when it is complete and checked, so an
+interrupted run leaves either the old state or the new one, and what is finished is not done again.
+"""
+
+import dataclasses
+import importlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from unit_jax.data import prepared
+from unit_jax.data.sources import base, images
+from unit_jax.data.sources.coco import Coco
+from unit_jax.data.sources.glue import Mnli, Qnli, Qqp, Sst2
+from unit_jax.data.sources.snli_ve import SnliVe
+from unit_jax.data.sources.visual_genome import VisualGenome
+from unit_jax.data.sources.vqa2 import Vqa2
+
+SOURCES: Mapping[str, type[base.RecordSource]] = {
+    source.name: source for source in (Coco, VisualGenome, Vqa2, SnliVe, Qnli, Mnli, Qqp, Sst2)
+}
+DEFAULT_VOCABULARY = "bert-base-uncased"
+IMAGES_PER_SHARD = 1024
+RECORDS_PER_SHARD = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Choices of a preparation.
+
+    Attributes:
+      vocabulary: vocab.txt, folder or hub name; "" = the source's vocab.txt, else the one the
+        data folder has, else bert-base-uncased from the hub.
+      overwrite: prepare again what is finished.
+      max_problems: faults in one data set's files above which preparing it fails.
+      options: choices that sources heed.
+      progress: show progress bars.
+    """
+
+    vocabulary: str = ""
+    overwrite: bool = False
+    max_problems: int = 1000
+    options: base.Options = dataclasses.field(default_factory=base.Options)
+    progress: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """One line of the closing table.
+
+    Attributes:
+      name: data set or image store.
+      fresh: prepared by this run (False: was finished before).
+      counts: examples by split.
+      labels, attributes: sizes of its inventories; 0 = none.
+      images: name of the image store it points into, or "".
+      size: bytes on disk.
+      problems: faults by kind.
+    """
+
+    name: str
+    fresh: bool
+    counts: Mapping[str, int]
+    labels: int
+    attributes: int
+    images: str
+    size: int
+    problems: Mapping[str, int]
+
+
+def prepare(
+    source: str | os.PathLike,
+    data_dir: str | os.PathLike,
+    datasets: Iterable[str | type[base.RecordSource]] = tuple(SOURCES),
+    settings: Settings | None = None,
+) -> list[Summary]:
+    """Prepares data sets under `data_dir`; `unit_jax.data.prepared` says what lies there then.
+
+    Args:
+      source: folder with the official files, one folder per data set.
+      data_dir: folder for the prepared data.
+      datasets: names of SOURCES, "module:Class" of a source of one's own, or such classes.
+      settings: choices; None = the defaults.
+
+    Returns:
+      A line for every data set asked for and every image store that one of them uses.
+
+    Raises:
+      ValueError: files are missing (all are listed), too many are faulty, nothing is usable, or
+        the folder holds another vocabulary.
+    """
+    settings = settings or Settings()
+    source, data_dir = pathlib.Path(source), pathlib.Path(data_dir)
+    chosen = [_source_class(name)(source, settings.options) for name in datasets]
+    manifest = prepared.read_manifest(data_dir)
+    todo = [
+        task for task in chosen if settings.overwrite or not _is_finished(data_dir, manifest, task)
+    ]
+    families = [
+        images.FAMILIES[name]
+        for name in dict.fromkeys(task.image_family for task in todo if task.image_family)
+        if settings.overwrite or not _is_finished(data_dir, manifest, images.FAMILIES[name])
+    ]
+    _check_files(source, todo, families)
+    writer = _Writer(data_dir, settings)
+    if any(task.kind != "detection" for task in chosen):
+        writer.store_vocabulary(source)
+    for family in families:
+        writer.write_images(family, source)
+    for task in todo:
+        writer.write_task(task)
+    names = [*dict.fromkeys(task.image_family for task in chosen if task.image_family)]
+    fresh = {written.name for written in [*todo, *families]}
+    return [
+        _summary(data_dir, writer.manifest, name, name in fresh)
+        for name in [*names, *(task.name for task in chosen)]
+    ]
+
+
+def _source_class(name: str | type[base.RecordSource]) -> type[base.RecordSource]:
+    if not isinstance(name, str):
+        return name
+    if name in SOURCES:
+        return SOURCES[name]
+    module, colon, cls = name.partition(":")
+    if colon:
+        try:
+            return getattr(importlib.import_module(module), cls)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"the record source {name} cannot be imported ({error})") from None
+    raise ValueError(
+        f"unknown data set {name!r}; known: {', '.join(SOURCES)}, or module:Class of your own"
+    )
+
+
+def _is_finished(data_dir: pathlib.Path, manifest: dict, dataset: Any) -> bool:
+    entry = manifest["datasets"].get(dataset.name)
+    return (
+        entry is not None
+        and entry["version"] == dataset.version
+        and not prepared.dataset_faults(data_dir, manifest, dataset.name)
+    )
+
+
+def _check_files(
+    source: pathlib.Path, tasks: Sequence[base.RecordSource], families: Sequence[images.Family]
+):
+    missing = []
+    for task in tasks:
+        absent = [path for path in task.required_files() if not path.exists()]
+        missing += [f"{task.name}: {path} (from {task.origin})" for path in absent]
+    for family in families:
+        if not family.present_folders(source):
+            users = ", ".join(task.name for task in tasks if task.image_family == family.name)
+            folders = " or ".join(str(source / folder) for folder in family.folders)
+            missing.append(f"{users}: a folder with images, {folders}")
+    if missing:
+        raise ValueError(
+            "files are missing; put them there, choose other data sets with --datasets, or "
+            "another --source:\n  " + "\n  ".join(missing)
+        )
+
+
+class _Writer:
+    """Writes data sets into a data folder and keeps its manifest."""
+
+    def __init__(self, data_dir: pathlib.Path, settings: Settings):
+        self._data_dir = data_dir
+        self._settings = settings
+        data_dir.mkdir(parents=True, exist_ok=True)
+        self.manifest = prepared.read_manifest(data_dir)
+
+    def store_vocabulary(self, source: pathlib.Path):
+        """Copies the vocabulary, unless the folder has it.
+
+        Raises:
+          ValueError: the folder has another one, or it cannot be had.
+        """
+        known = self.manifest.get("vocabulary")
+        name, own = self._settings.vocabulary, source / "vocab.txt"
+        if name or own.exists():
+            content = prepared.read_vocabulary(name or str(own))
+        elif known:
+            return
+        else:
+            name = DEFAULT_VOCABULARY
+            content = prepared.read_vocabulary(name)
+        sha256 = prepared.fingerprint(content)
+        if known and known["sha256"] != sha256 and not self._settings.overwrite:
+            raise ValueError(
+                f"{self._data_dir} was prepared with the vocabulary {known['name']}, "
+                f"{name or own} is another; use another --data_dir, or --overwrite"
+            )
+        _replace(self._data_dir / "vocab.txt", content)
+        size = len(prepared.read_lines(self._data_dir / "vocab.txt"))
+        entry = {"name": name or "vocab.txt", "sha256": sha256, "size": size}
+        self._save_manifest(vocabulary=entry)
+
+    def write_images(self, family: images.Family, source: pathlib.Path):
+        """Writes the image store of a family."""
+        problems = base.Problems(family.name, self._settings.max_problems)
+        with self._bar(f"{family.name}: listing") as bar:
+            listed = images.list_images(family, source)
+            records = images.ImageRecords(problems)
+            _restart(bar, family.name, len(listed))
+            items = {prepared.IMAGE_SPLIT: base.Items(listed, bar, records)}
+            folder = self._write_records(family, family.features(), items, IMAGES_PER_SHARD)
+        arrays = records.index_arrays()
+        facts = {
+            "kind": "images",
+            "sha256": records.sha256,
+            "folders": family.present_folders(source),
+        }
+        expected = {prepared.IMAGE_SPLIT: len(records.keys)}
+        self._finish(family, folder, expected, {prepared.IMAGE_SPLIT: arrays}, facts, problems)
+
+    def write_task(self, task: base.RecordSource):
+        """Reads and writes one data set."""
+        problems = base.Problems(task.name, self._settings.max_problems)
+        store, facts = None, {"kind": task.kind}
+        if task.image_family:
+            entry = self.manifest["datasets"][task.image_family]
+            folder = self._data_dir / task.image_family / entry["version"]
+            store = images.read_index(folder / f"index-{prepared.IMAGE_SPLIT}.npz")
+            facts |= {"images": task.image_family, "images_sha256": entry["sha256"]}
+        with self._bar(f"{task.name}: reading") as bar:
+            content = task.read(store, problems)
+            for split, records in content.splits.items():
+                if not records:
+                    raise ValueError(
+                        f"{task.name}: no usable example in {split} "
+                        f"({problems.counts() or 'the files list none'})"
+                    )
+            _restart(bar, task.name, sum(map(len, content.splits.values())))
+            items = {split: base.Items(rows, bar) for split, rows in content.splits.items()}
+            folder = self._write_records(task, task.all_features(), items, RECORDS_PER_SHARD)
+        arrays = {}
+        for split, records in content.splits.items():
+            arrays[split] = dict(content.index.get(split, {}))
+            if task.image_family:
+                for key in ("image_row", "width", "height"):
+                    arrays[split][key] = np.array([row[key] for row in records], np.int32)
+        for name, data in content.files.items():
+            _replace(self._data_dir / name, data)
+        facts |= content.facts
+        facts["source_files"] = [
+            str(path.relative_to(task.source)) for path in task.required_files()
+        ]
+        expected = {split: len(records) for split, records in content.splits.items()}
+        self._finish(task, folder, expected, arrays, facts, problems)
+
+    def _bar(self, description: str) -> tqdm:
+        return tqdm(desc=description, unit=" records", disable=not self._settings.progress)
+
+    def _write_records(self, dataset, features, items, shard_size) -> pathlib.Path:
+        """Writes the TFDS dataset into a temporary place and returns its folder."""
+        place = self._data_dir / ".preparing"
+        shutil.rmtree(place / dataset.name, ignore_errors=True)
+        builder = base.RecordBuilder(
+            dataset.name, dataset.version, place, features, items, shard_size
+        )
+        builder.write()
+        return place / dataset.name / dataset.version
+
+    def _finish(
+        self,
+        dataset: Any,
+        folder: pathlib.Path,
+        expected: Mapping[str, int],
+        arrays: Mapping[str, Mapping[str, np.ndarray]],
+        facts: Mapping[str, Any],
+        problems: base.Problems,
+    ):
+        """Adds the index, checks what was written, and moves it to its place."""
+        splits = {}
+        for split, count in expected.items():
+            np.savez(folder / f"index-{split}.npz", **arrays[split])
+            _check_written(dataset.name, folder, split, count, arrays[split])
+            splits[split] = {"count": count}
+            if "num_objects" in arrays[split]:
+                splits[split]["max_objects"] = int(arrays[split]["num_objects"].max(initial=0))
+        entry = {
+            "version": dataset.version,
+            **facts,
+            "splits": splits,
+            "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+            "problems": problems.counts(),
+        }
+        others = {k: v for k, v in self.manifest["datasets"].items() if k != dataset.name}
+        self._save_manifest(datasets=others)
+        shutil.rmtree(self._data_dir / dataset.name, ignore_errors=True)
+        folder.parent.rename(self._data_dir / dataset.name)
+        shutil.rmtree(self._data_dir / ".preparing")
+        self._save_problems(problems)
+        self._save_manifest(datasets={**others, dataset.name: entry})
+
+    def _save_manifest(self, **changes):
+        self.manifest = {**self.manifest, **changes}
+        content = json.dumps(self.manifest, indent=1) + "\n"
+        _replace(self._data_dir / prepared.MANIFEST, content.encode())
+
+    def _save_problems(self, problems: base.Problems):
+        path = self._data_dir / "problems.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        lines = [line for line in lines if json.loads(line)["dataset"] != problems.dataset]
+        lines += [json.dumps(dataclasses.asdict(problem)) for problem in problems.found]
+        _replace(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _check_written(
+    name: str,
+    folder: pathlib.Path,
+    split: str,
+    count: int,
+    arrays: Mapping[str, np.ndarray],
+):
+    """Opens what was written: as many records as were read, the first and last in their places.
+
+    Raises:
+      ValueError: they differ (e.g. the disk is full).
+    """
+    records = prepared.Records(folder, split, count)
+    stored = records.stored_count()
+    wrong = [key for key, values in arrays.items() if len(values) != count]
+    same = stored == count and not wrong
+    for row in {0, count - 1} if same and count else ():
+        record = records[row]
+        same &= all(record[key] == arrays[key][row] for key in arrays if key in record)
+    if not same:
+        raise ValueError(
+            f"{name}: {split} has {stored} stored records, {count} were read; "
+            f"is there room on the disk of {folder}?"
+        )
+
+
+def _summary(data_dir: pathlib.Path, manifest: dict, name: str, fresh: bool) -> Summary:
+    entry = manifest["datasets"][name]
+    return Summary(
+        name=name,
+        fresh=fresh,
+        counts={split: facts["count"] for split, facts in entry["splits"].items()},
+        labels=entry.get("num_labels", 0),
+        attributes=entry.get("num_attributes", 0),
+        images=entry.get("images", ""),
+        size=sum(path.stat().st_size for path in (data_dir / name / entry["version"]).iterdir()),
+        problems=entry["problems"],
+    )
+
+
+def _restart(bar: tqdm, description: str, total: int):
+    bar.set_description_str(description, refresh=False)
+    bar.reset(total)
+
+
+def _replace(path: pathlib.Path, content: bytes):
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -1,0 +1,70 @@
+"""SNLI-VE: does an image of Flickr30k entail, leave open or contradict a hypothesis?"""
+
+import pathlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from unit_jax.data.sources import base, images
+
+LABELS = ["entailment", "neutral", "contradiction"]
+
+
+class SnliVe(base.RecordSource):
+    """Visual entailment.
+
+    Files: snli_ve/snli_ve_{train,dev}.jsonl, snli_ve_test.jsonl (may be absent), images in
+    flickr30k/flickr30k_images. Fields: Flikr30kID (the image file, spelt so), sentence2 (the
+    hypothesis; the premise sentence1 is not used, the image takes its place), gold_label.
+    """
+
+    name = "snli_ve"
+    kind = "vision_language"
+    image_family = "images_flickr30k"
+    origin = "https://github.com/necla-ml/SNLI-VE and Flickr30k"
+    features = {
+        "example_id": tfds.features.Text(),
+        "hypothesis": tfds.features.Text(),
+        "label": np.int32,
+    }
+    parts = {"train": "train", "val": "dev", "test": "test"}
+
+    def _path(self, split: str) -> pathlib.Path:
+        return self.source / "snli_ve" / f"snli_ve_{self.parts[split]}.jsonl"
+
+    def required_files(self) -> list[pathlib.Path]:
+        return [self._path("train"), self._path("val")]
+
+    def read(self, store: base.ImageIndex | None, problems: base.Problems) -> base.Content:
+        splits = {
+            split: self._read_split(split, store, problems)
+            for split in self.parts
+            if self._path(split).exists()
+        }
+        return base.Content(splits, {"num_labels": len(LABELS), "label_names": LABELS})
+
+    def _read_split(
+        self, split: str, store: base.ImageIndex, problems: base.Problems
+    ) -> list[base.Record]:
+        records = []
+        for number, (place, line) in enumerate(base.read_json_lines(self._path(split), problems)):
+            label = line.get("gold_label")
+            if label not in LABELS and not (split == "test" and label is None):
+                problems.add("unknown label", place, f"gold_label {label!r}")
+                continue
+            hypothesis = base.clean_text(line.get("sentence2"), place, problems)
+            if hypothesis is None:
+                continue
+            located = store.locate(images.file_stem(str(line.get("Flikr30kID"))))
+            if located is None:
+                problems.add("missing image", place, f"Flikr30kID {line.get('Flikr30kID')!r}")
+                continue
+            records.append(
+                {
+                    "example_id": str(line.get("pairID", number)),
+                    "hypothesis": hypothesis,
+                    "label": LABELS.index(label) if label in LABELS else -1,
+                    **located,
+                }
+            )
+        return records

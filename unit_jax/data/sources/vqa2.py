@@ -1,0 +1,177 @@
+"""VQAv2 in its official JSON, split as the reference does: by COCO 2017's images."""
+
+import collections
+import hashlib
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from unit_jax.data.sources import base
+
+UNKNOWN = "<unk>"
+ANSWER_FILE = "answers_vqa.txt"
+VAL_IMAGES = "coco/annotations/instances_val2017.json"
+
+
+def normalise_answer(answer: str) -> str:
+    """An answer as the reference compares it: lower case, no "," and "?", " 's" apart."""
+    answer = answer.lower().replace(",", "").replace("?", "")
+    return answer.replace("'s", " 's").strip()
+
+
+class Vqa2(base.RecordSource):
+    """VQAv2 (open-ended).
+
+    Files: vqa2/v2_OpenEnded_mscoco_{train,val}2014_questions.json,
+    vqa2/v2_mscoco_{train,val}2014_annotations.json, test questions (may be absent), an answer
+    list vqa2/answers_vqa.txt (may be absent), and coco/annotations/instances_val2017.json:
+    questions about its images are the validation split, all others are training, whichever
+    file they come from. Images are found by image id in COCO's store. Records keep answers as
+    written; `normalise_answer` comes before comparing.
+
+    The answer list is the given one (one a line; <unk> is put first if absent) or built from
+    training: normalised answers that are the question's agreed answer at least
+    `min_answer_count` times, the most frequent first, ties in alphabetical order.
+    """
+
+    name = "vqa2"
+    kind = "vision_language"
+    image_family = "images_coco"
+    origin = "https://visualqa.org/download.html"
+    features = {
+        "question_id": np.int64,
+        "question": tfds.features.Text(),
+        "answers": tfds.features.Sequence(tfds.features.Text()),
+    }
+    test_questions = "vqa2/v2_OpenEnded_mscoco_test2015_questions.json"
+
+    def required_files(self) -> list[pathlib.Path]:
+        names = [
+            f"vqa2/v2_{name}.json"
+            for split in ("train", "val")
+            for name in (
+                f"OpenEnded_mscoco_{split}2014_questions",
+                f"mscoco_{split}2014_annotations",
+            )
+        ]
+        return [self.source / name for name in [*names, VAL_IMAGES]]
+
+    def read(self, store: base.ImageIndex | None, problems: base.Problems) -> base.Content:
+        val_images = {
+            image["id"]
+            for image in base.read_json(self.source / VAL_IMAGES, problems).get("images", ())
+        }
+        splits: dict[str, list[base.Record]] = {"train": [], "val": []}
+        agreed: collections.Counter[str] = collections.Counter()
+        seen: set[int] = set()
+        for part in ("train", "val"):
+            questions_path = self.source / f"vqa2/v2_OpenEnded_mscoco_{part}2014_questions.json"
+            annotations_path = self.source / f"vqa2/v2_mscoco_{part}2014_annotations.json"
+            annotations = {
+                annotation.get("question_id"): annotation
+                for annotation in base.read_json(annotations_path, problems).get("annotations", ())
+            }
+            for question in base.read_json(questions_path, problems).get("questions", ()):
+                number = question.get("question_id")
+                annotation = annotations.get(number)
+                answers = _answers(annotation)
+                if not answers:
+                    problems.add(
+                        "no answers",
+                        f"{annotations_path}: question {number}",
+                        "nothing to learn or to compare with",
+                    )
+                    continue
+                record = _record(question, answers, questions_path, store, seen, problems)
+                if record is None:
+                    continue
+                split = "val" if question.get("image_id") in val_images else "train"
+                splits[split].append(record)
+                if split == "train":
+                    agreed[_agreed_answer(annotation, answers)] += 1
+        test_path = self.source / self.test_questions
+        if test_path.exists():
+            rows = base.read_json(test_path, problems).get("questions", ())
+            records = (_record(row, [], test_path, store, seen, problems) for row in rows)
+            splits["test"] = [record for record in records if record is not None]
+        for records in splits.values():
+            records.sort(key=lambda record: record["question_id"])
+        names = self._answer_list(agreed, problems)
+        content = "".join(f"{name}\n" for name in names).encode()
+        return base.Content(
+            splits,
+            {
+                "num_labels": len(names),
+                "answers": {"file": ANSWER_FILE, "sha256": hashlib.sha256(content).hexdigest()},
+            },
+            files={ANSWER_FILE: content},
+        )
+
+    def _answer_list(self, agreed: Mapping[str, int], problems: base.Problems) -> list[str]:
+        given = self.source / "vqa2" / ANSWER_FILE
+        if given.exists():
+            names = [line.rstrip("\r") for line in base.read_text(given, problems).split("\n")]
+            names = [name for name in names if name.strip()]
+            twice = [name for name, count in collections.Counter(names).items() if count > 1]
+            if twice:
+                raise ValueError(f"{given} lists answers twice: {', '.join(twice[:5])}")
+            return names if UNKNOWN in names[:1] else [UNKNOWN, *_without(names, UNKNOWN)]
+        frequent = [
+            answer for answer, count in agreed.items() if count >= self.options.min_answer_count
+        ]
+        frequent.sort(key=lambda answer: (-agreed[answer], answer))
+        names = [UNKNOWN, *_without(frequent, UNKNOWN)][: self.options.max_answers]
+        if len(names) == 1:
+            raise ValueError(
+                "vqa2: no answer occurs often enough for an answer list; lower "
+                f"--min_answer_count ({self.options.min_answer_count}) or give "
+                f"{given}, one answer a line"
+            )
+        return names
+
+
+def _record(
+    question: Mapping[str, Any],
+    answers: list[str],
+    path: pathlib.Path,
+    store: base.ImageIndex,
+    seen: set[int],
+    problems: base.Problems,
+) -> base.Record | None:
+    """The record of a question; None (and a problem) where it cannot be used."""
+    number = base.id_number(question.get("question_id"))
+    place = f"{path}: question {question.get('question_id')}"
+    if number is None or number in seen:
+        problems.add("duplicate id" if number in seen else "bad id", place, "question_id")
+        return None
+    text = base.clean_text(question.get("question"), place, problems)
+    if text is None:
+        return None
+    located = store.locate(question.get("image_id"))
+    if located is None:
+        problems.add("missing image", place, f"image {question.get('image_id')} of COCO")
+        return None
+    seen.add(number)
+    return {"question_id": number, "question": text, "answers": answers, **located}
+
+
+def _answers(annotation: Mapping[str, Any] | None) -> list[str]:
+    """The annotators' answers, those that are texts."""
+    entries = (annotation or {}).get("answers") or ()
+    answers = [entry.get("answer") if isinstance(entry, dict) else entry for entry in entries]
+    return [answer[: base.MAX_TEXT] for answer in answers if isinstance(answer, str)]
+
+
+def _agreed_answer(annotation: Mapping[str, Any], answers: list[str]) -> str:
+    """The answer that the data set counts as the question's, normalised."""
+    if isinstance(annotation.get("multiple_choice_answer"), str):
+        return normalise_answer(annotation["multiple_choice_answer"])
+    counts = collections.Counter(map(normalise_answer, answers))
+    return min(counts, key=lambda answer: (-counts[answer], answer))
+
+
+def _without(names: Iterable[str], name: str) -> list[str]:
+    return [other for other in names if other != name]
