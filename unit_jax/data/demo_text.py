@@ -46,14 +46,7 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "pattern": ("what pattern is on the {shape}", "which pattern does the {shape} have"),
 }
 
-FACTS: Mapping[str, tuple[str, ...]] = {
-    name: ("the {shape} is {value}", "the {shape} looks {value}", words)
-    for name, words in (
-        ("color", "the color of the {shape} is {value}"),
-        ("size", "the size of the {shape} is {value}"),
-        ("pattern", "the pattern of the {shape} is {value}"),
-    )
-}
+FACTS = ("the {shape} is {value}", "the {shape} looks {value}", "the {shape} is {value} in {name}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,17 +277,19 @@ def _property(chooser: Chooser, exclude: Sequence[str] = ()) -> str:
     return chooser.choices(names, [3 if name == "color" else 1 for name in names])[0]
 
 
-def _state(chooser: Chooser, fact: Fact) -> str:
+def _state(chooser: Chooser, fact: Fact, forms: Sequence[str] = FACTS) -> str:
     shape, name, value = fact
-    return chooser.choice(FACTS[name]).format(shape=shape, value=value)
+    return chooser.choice(forms).format(shape=shape, value=value, name=name)
 
 
 def _state_all(chooser: Chooser, facts: Sequence[Fact], frames: Sequence[str]) -> str:
-    joined = chooser.choice((" and ", ", and ", " while ")).join(_state(chooser, f) for f in facts)
+    forms = FACTS if len(facts) < 3 else FACTS[:2]  # keeps three facts within 32 tokens
+    stated = [_state(chooser, fact, forms) for fact in facts]
+    joined = chooser.choice((" and ", ", and ", " while ")).join(stated)
     return sentence(chooser.choice(frames).format(joined))
 
 
-QNLI_FRAMES = ("{}", "in the picture {}", "we can see that {}", "{} here", "{} in the picture")
+QNLI_FRAMES = ("{}", "in the picture {}", "note that {}", "{} here", "{} in the picture")
 
 
 def qnli(chooser: Chooser) -> Pair:
@@ -332,13 +327,13 @@ def _request(chooser: Chooser, question: str) -> str:
 
 MNLI_FRAMES = {
     "caption": ("{}", "in the picture {}", "{} here"),
-    "note": ("note that {}", "look how {}", "you can see that {}"),
+    "note": ("note that {}", "look how {}", "see, {}"),
 }
 MNLI_MISMATCHED_FRAMES = {
-    "report": ("we can see that {}", "there we see that {}", "in this picture {}"),
+    "report": ("we see that {}", "in this picture {}", "we note that {}"),
     "story": ("{} in the picture", "look, {}", "look here, {}"),
 }
-_CLAIMS = ("{}", "it is true that {}", "we know that {}", "{} here", "you can see that {}")
+_CLAIMS = ("{}", "so {}", "we see that {}", "{} here", "look, {}")
 
 
 def mnli(chooser: Chooser, *, mismatched: bool = False) -> Pair:
@@ -365,7 +360,7 @@ def mnli(chooser: Chooser, *, mismatched: bool = False) -> Pair:
         other = _property(chooser, exclude=[name])
         key = (shape, other, _value(chooser, shape, other))
     facts = [key]
-    for _ in range(chooser.choice((0, 0, 0, 1, 1, 2))):
+    for _ in range(chooser.choice((0, 0, 0, 0, 0, 1, 1, 2))):
         others = [s for s in SHAPES if s != shape and s not in {fact[0] for fact in facts}]
         other, other_name = chooser.choice(others), _property(chooser)
         facts.append((other, other_name, _value(chooser, other, other_name)))
