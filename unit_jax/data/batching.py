@@ -1,0 +1,138 @@
+"""Static shapes: image buckets and padding."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from unit_jax.data import transforms
+from unit_jax.data.transforms import Objects
+from unit_jax.settings import DataSettings
+from unit_jax.tasks import Kind
+
+Bucket = tuple[int, int]  # (height, width) of the padded images of a batch
+NO_ATTRIBUTE = -1
+
+
+def sort_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
+    """By area, then height: the order in which buckets are tried."""
+    return tuple(sorted(set(buckets), key=lambda bucket: (bucket[0] * bucket[1], bucket)))
+
+
+def choose_bucket(
+    sizes: Int[np.ndarray, "images 2"], buckets: Sequence[Bucket]
+) -> Int[np.ndarray, "images"]:
+    """Number of the first bucket that holds each (height, width); -1 where none does.
+
+    With `sort_buckets` this is the bucket that pads least.
+    """
+    chosen = np.full(len(sizes), -1, np.int64)
+    for number in reversed(range(len(buckets))):
+        chosen[(sizes <= np.asarray(buckets[number])).all(axis=-1)] = number
+    return chosen
+
+
+def check_buckets(
+    name: str,
+    kind: Kind,
+    height: Int[np.ndarray, "images"],
+    width: Int[np.ndarray, "images"],
+    settings: DataSettings,
+    training: bool,
+) -> None:
+    """Checks that every size the images can take fits in a bucket.
+
+    Args:
+      name: whose images, for the message.
+      height, width: of the images as stored, in pixels.
+
+    Raises:
+      ValueError: some size fits in none; names the largest one and the remedy.
+    """
+    if not len(height):
+        return
+    sizes = transforms.possible_sizes(kind, height, width, settings, training)
+    homeless = sizes[choose_bucket(sizes, settings.buckets) < 0]
+    if len(homeless):
+        worst = homeless[np.argmax(homeless.prod(axis=-1))]
+        raise ValueError(
+            f"{name}: {len(homeless)} image sizes after resizing fit in no bucket, the largest "
+            f"is {worst[0]} x {worst[1]} (height x width); add buckets to data.buckets (needed: "
+            f"height up to {homeless[:, 0].max()}, width up to {homeless[:, 1].max()}) or lower "
+            "data.train_short_sides, data.train_max_side, data.eval_short_side or "
+            "data.eval_max_side"
+        )
+
+
+def check_objects(
+    name: str, num_objects: Int[np.ndarray, "images"], settings: DataSettings
+) -> None:
+    """Checks that no image has more than `max_objects` objects, unless they may be truncated.
+
+    Raises:
+      ValueError: names the largest count and the remedy.
+    """
+    above = np.flatnonzero(num_objects > settings.max_objects)
+    if len(above) and not settings.truncate_objects:
+        most = int(above[np.argmax(num_objects[above])])
+        raise ValueError(
+            f"{name}: {len(above)} images have more than data.max_objects = "
+            f"{settings.max_objects} objects, example {most} has {num_objects[most]}; raise "
+            "data.max_objects, or set data.truncate_objects=True to keep the first ones of each"
+        )
+
+
+def pad_images(
+    images: Sequence[UInt8[np.ndarray, "height width 3"]], bucket: Bucket
+) -> tuple[UInt8[np.ndarray, "batch bucket_height bucket_width 3"], Int[np.ndarray, "batch 2"]]:
+    """Images in the top-left corners of a zero batch, and their (height, width)."""
+    padded = np.zeros((len(images), *bucket, 3), np.uint8)
+    for target, image in zip(padded, images, strict=True):
+        target[: image.shape[0], : image.shape[1]] = image
+    return padded, np.asarray([image.shape[:2] for image in images], np.int32)
+
+
+def pad_objects(
+    objects: Sequence[Objects], max_objects: int
+) -> tuple[
+    Float[np.ndarray, "batch objects 4"],
+    Int[np.ndarray, "batch objects"],
+    Int[np.ndarray, "batch objects 16"],
+    Bool[np.ndarray, "batch objects"],
+]:
+    """Boxes, labels, attributes and the mask of real objects; the first `max_objects` of each.
+
+    Padding is zero (attributes: -1).
+    """
+    batch = len(objects)
+    boxes = np.zeros((batch, max_objects, 4), np.float32)
+    labels = np.zeros((batch, max_objects), np.int32)
+    attributes = np.full((batch, max_objects, 16), NO_ATTRIBUTE, np.int32)
+    mask = np.zeros((batch, max_objects), bool)
+    for i, one in enumerate(objects):
+        n = min(len(one.labels), max_objects)
+        boxes[i, :n], labels[i, :n] = one.boxes[:n], one.labels[:n]
+        attributes[i, :n], mask[i, :n] = one.attributes[:n], True
+    return boxes, labels, attributes, mask
+
+
+def pad_texts(
+    texts: Sequence[tuple[Int[np.ndarray, "tokens"], int]], max_tokens: int
+) -> tuple[
+    Int[np.ndarray, "batch max_tokens"],
+    Bool[np.ndarray, "batch max_tokens"],
+    Int[np.ndarray, "batch max_tokens"],
+]:
+    """Token ids (padding 0), the mask of real tokens, segment ids.
+
+    Args:
+      texts: per example its ids and how many of them belong to the first segment.
+    """
+    ids = np.zeros((len(texts), max_tokens), np.int32)
+    mask = np.zeros((len(texts), max_tokens), bool)
+    segments = np.zeros((len(texts), max_tokens), np.int32)
+    for i, (tokens, first) in enumerate(texts):
+        ids[i, : len(tokens)] = tokens
+        mask[i, : len(tokens)] = True
+        segments[i, first : len(tokens)] = 1
+    return ids, mask, segments

@@ -1,0 +1,403 @@
+"""Prepared data to batches: a grain pipeline over steps, with nothing stateful in it.
+
+The source maps a step to a finished batch of NumPy arrays, so a run that resumes at step k reads
+step k, and any number of threads, worker processes or training processes gives the same batches.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+from absl import flags
+
+from unit_jax.batch import Batch, Targets
+from unit_jax.data import batching, mixture, text, transforms
+from unit_jax.data.mixture import Examples, StepPlan
+from unit_jax.data.prepared import PreparedData, Split
+from unit_jax.settings import DataSettings, Settings
+from unit_jax.tasks import TaskSpec
+
+# What fits stays in memory, in each process that prepares batches: small data sets (the demo) are
+# then read and decoded once. Of larger ones nothing is kept, as they would only push out memory.
+_KEPT_PIXELS = 256 * 2**20  # bytes of decoded images of a split
+_KEPT_RECORDS = 50_000
+
+
+def train_batches(
+    settings: Settings,
+    data: PreparedData,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "Batches":
+    """The batches of steps start_step, start_step + 1, ... up to `train.steps`.
+
+    Use it in a `with` statement. The leaves are NumPy arrays: this process's contiguous slice of
+    the global batch, which depends on (seed, step) alone. `index` holds the position in the split.
+
+    Raises:
+      ValueError: data and settings do not fit each other, see `check`.
+    """
+    names = [name for name in settings.tasks if settings.ratios[name] > 0]
+    check(settings, data, [(name, "train") for name in names])
+    _check_processes("train.batch_size", settings.train.batch_size, process_count)
+    splits = {name: data.split(name, "train") for name in names}
+    plans = mixture.Mixture(
+        settings, {name: _examples(settings.tasks[name], split) for name, split in splits.items()}
+    )
+    tokenizer = _tokenizer(settings, data, names)
+    readers = {
+        name: _Reader(settings.tasks[name], split, settings.data, tokenizer, data, training=True)
+        for name, split in splits.items()
+    }
+    source = _Source(
+        plans.plan, range(start_step, settings.train.steps), readers, process_index, process_count
+    )
+    return Batches(source, settings.data)
+
+
+def eval_batches(
+    settings: Settings,
+    data: PreparedData,
+    task: str,
+    split: str = "val",
+    process_index: int = 0,
+    process_count: int = 1,
+) -> "Batches":
+    """Every example of a split exactly once, without augmentation, grouped by image bucket.
+
+    Use it in a `with` statement. `index` holds the position in the split; -1 marks the fillers of
+    last batches, which repeat a real example. Targets are None where the split has no labels;
+    their objects are those that training would see (no crowd regions), so metrics that follow
+    COCO's rules read the records instead.
+
+    Raises:
+      ValueError: data and settings do not fit each other, see `check`.
+    """
+    check(settings, data, [(task, split)])
+    _check_processes("train.eval_batch_size", settings.train.eval_batch_size, process_count)
+    spec, examples = settings.tasks[task], data.split(task, split)
+    plans = mixture.evaluation_plans(
+        task, _examples(spec, examples), settings.train.eval_batch_size, settings.data
+    )
+    tokenizer = _tokenizer(settings, data, [task])
+    reader = _Reader(spec, examples, settings.data, tokenizer, data, training=False)
+    source = _Source(
+        plans.__getitem__, range(len(plans)), {task: reader}, process_index, process_count
+    )
+    return Batches(source, settings.data)
+
+
+def check(settings: Settings, data: PreparedData, splits: Sequence[tuple[str, str]]) -> None:
+    """Checks (task, split) pairs before any work: sizes fit buckets, counts fit shapes.
+
+    Raises:
+      ValueError: one message that lists every misfit with its remedy.
+    """
+    problems = []
+    for name, split_name in splits:
+        spec, split = settings.tasks[name], data.split(name, split_name)
+        where, training = f"{name} ({split_name})", split_name == "train"
+        if spec.has_image:
+            sizes = split.height, split.width
+            checks = [
+                functools.partial(
+                    batching.check_buckets, where, spec.kind, *sizes, settings.data, training
+                )
+            ]
+            if spec.kind == "detection":
+                checks.append(
+                    functools.partial(
+                        batching.check_objects, where, split.num_objects, settings.data
+                    )
+                )
+            problems += filter(None, map(_message, checks))
+    problems += filter(
+        None, [_message(lambda: _tokenizer(settings, data, [name for name, _ in splits]))]
+    )
+    if problems:
+        raise ValueError("data and config do not fit:\n  " + "\n  ".join(problems))
+
+
+def _message(run: Callable[[], Any]) -> str | None:
+    try:
+        run()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+class Batches(Iterator[Batch]):
+    """Iterator of batches prepared ahead, by threads of this process or by worker processes.
+
+    Close it, or use it in a `with` statement: worker processes end and shared memory is freed.
+    """
+
+    def __init__(self, source: "_Source", settings: DataSettings):
+        self._source = source
+        if not flags.FLAGS.is_parsed():  # grain reads flags; in notebooks and tests nobody parses
+            flags.FLAGS.mark_as_parsed()
+        workers = min(settings.num_workers, len(source))
+        threads = min(settings.num_threads, settings.prefetch)
+        per_worker = max(settings.prefetch // max(workers, 1), 1)
+        dataset = grain.MapDataset.source(source).to_iter_dataset(
+            # A worker process prepares one batch after the other: parallelism is its number.
+            grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+            if workers
+            else grain.ReadOptions(num_threads=threads, prefetch_buffer_size=settings.prefetch)
+        )
+        if workers:
+            dataset = dataset.mp_prefetch(
+                grain.MultiprocessingOptions(
+                    num_workers=workers, per_worker_buffer_size=per_worker
+                ),
+                worker_init_fn=_start_worker,
+            )
+        self._iterator = iter(dataset)
+
+    def __len__(self) -> int:
+        """How many batches there are in all."""
+        return len(self._source)
+
+    def __next__(self) -> Batch:
+        return next(self._iterator)
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends worker processes; the iterator is of no use afterwards."""
+        self._iterator.close()
+
+
+def _start_worker(index: int, count: int) -> None:
+    """Runs first in a worker process, which must never take hold of an accelerator."""
+    del index, count
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+
+class _Source:
+    """Random access from a step's position to its batch: what grain reads from."""
+
+    def __init__(
+        self,
+        plan: Callable[[int], StepPlan],
+        steps: range,
+        readers: dict[str, "_Reader"],
+        process_index: int,
+        process_count: int,
+    ):
+        self._plan = plan
+        self._steps = steps
+        self._readers = readers
+        self._process = process_index, process_count
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, position: int) -> Batch:
+        plan = self._plan(self._steps[position])
+        return self._readers[plan.task].batch(plan.slice_of(*self._process), fallback=plan.rows[0])
+
+
+class _Memory(dict):
+    """Values computed once and kept, if it is switched on. Not pickled along."""
+
+    def __init__(self, on: bool):
+        super().__init__()
+        self._on = on
+
+    def __reduce__(self):
+        return _Memory, (self._on,)
+
+    def get_or(self, key: Any, compute: Callable[[], Any]) -> Any:
+        value = self.get(key)
+        if value is None:
+            value = compute()
+            if self._on:
+                self[key] = value
+        return value
+
+
+class _Reader:
+    """Builds the batches of one split of one task."""
+
+    def __init__(
+        self,
+        spec: TaskSpec,
+        split: Split,
+        settings: DataSettings,
+        tokenizer: text.Tokenizer | None,
+        data: PreparedData,
+        training: bool,
+    ):
+        self._spec = spec
+        self._split = split
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._training = training
+        self._answers = {}
+        if spec.soft_targets:
+            names = data.label_names(spec.name)
+            self._answers = {name: number for number, name in reversed([*enumerate(names)])}
+        self._examples = _Memory(len(split) <= _KEPT_RECORDS)
+        self._pixels = _Memory(spec.has_image and _decoded_bytes(split) <= _KEPT_PIXELS)
+        self._labelled = training or self._has_labels()
+
+    def batch(self, plan: StepPlan, fallback: int) -> Batch:
+        """The batch of a plan; fillers show example `fallback`."""
+        rows = np.where(plan.rows < 0, fallback, plan.rows)
+        examples = self._read(rows.tolist())
+        fields, targets = {}, Targets()
+        objects = [example.get("objects") for example in examples]
+        if self._spec.has_image:
+            images, objects = self._images(rows, plan.seeds, objects)
+            fields["images"], fields["image_sizes"] = batching.pad_images(images, plan.bucket)
+        if self._spec.has_text:
+            fields["input_ids"], fields["token_mask"], fields["segment_ids"] = batching.pad_texts(
+                [example["text"] for example in examples], self._spec.max_tokens
+            )
+        if self._spec.kind == "detection":
+            boxes, labels, attributes, mask = batching.pad_objects(
+                objects, self._settings.max_objects
+            )
+            if not self._spec.num_attributes:
+                attributes = None
+            targets = Targets(boxes, labels, attributes, mask)
+        elif self._labelled and self._spec.soft_targets:
+            targets = Targets(answer_scores=np.stack([example["scores"] for example in examples]))
+        elif self._labelled:
+            targets = Targets(labels=np.asarray([e["label"] for e in examples], np.int32))
+        return Batch(
+            task=self._spec.name,
+            **fields,
+            targets=targets if self._labelled else None,
+            index=plan.rows.astype(np.int32),
+        )
+
+    def _images(self, rows, seeds, objects):
+        split = self._split
+        plan = transforms.plan(
+            self._spec.kind, split.height[rows], split.width[rows], self._settings, seeds
+        )
+        done = []
+        for i, row in enumerate(rows):
+            key = int(split.image_row[row])
+            pixels = self._pixels.get_or(key, functools.partial(self._decode, int(row)))
+            image, seen = transforms.apply(pixels, objects[i], plan, i)
+            if seen is not None:
+                boxes = transforms.normalise_boxes(seen.boxes, *image.shape[:2])
+                seen = seen._replace(boxes=boxes)
+            done.append((image, seen))
+        return zip(*done, strict=True)
+
+    def _decode(self, row: int) -> np.ndarray:
+        expected = int(self._split.height[row]), int(self._split.width[row])
+        try:
+            pixels = transforms.decode(self._split.image(row))
+            if pixels.shape[:2] != expected:
+                raise ValueError(f"it is {pixels.shape[:2]} pixels, the index says {expected}")
+        except Exception as error:  # Pillow raises many kinds
+            raise ValueError(
+                f"the image of {self._where(row)} cannot be used ({error}); prepare the data again"
+            ) from error
+        return pixels
+
+    def _read(self, rows: list[int]) -> list[dict[str, Any]]:
+        """Objects, text and answer of examples, ready to be put together."""
+        missing = [row for row in dict.fromkeys(rows) if row not in self._examples]
+        if not missing:
+            return [self._examples[row] for row in rows]
+        records = [self._split[row] for row in missing]
+        fresh = {
+            row: self._answer(row, record) for row, record in zip(missing, records, strict=True)
+        }
+        if self._spec.has_text:
+            first, second = zip(*map(_texts, records), strict=True)
+            encoded = self._tokenizer.encode(first, second, self._spec.max_tokens)
+            for row, tokens in zip(missing, encoded, strict=True):
+                fresh[row]["text"] = tokens
+        kept = {row: self._examples.get_or(row, lambda row=row: fresh[row]) for row in rows}
+        return [kept[row] for row in rows]
+
+    def _answer(self, row: int, record: dict[str, Any]) -> dict[str, Any]:
+        if self._spec.kind == "detection":
+            fields = ("boxes_xywh", "category_ids", "iscrowd", "attributes", "height", "width")
+            objects = transforms.load_objects(*(record[field] for field in fields))
+            self._check_labels(row, objects.labels)
+            return {"objects": objects}
+        if not self._labelled:
+            return {}
+        if self._spec.soft_targets:
+            if not record["answers"]:
+                raise ValueError(f"{self._where(row)} has no answer; prepare the data again")
+            return {
+                "scores": text.answer_scores(
+                    record["answers"], self._answers, self._spec.num_labels
+                )
+            }
+        self._check_labels(row, np.asarray([record["label"]]))
+        return {"label": record["label"]}
+
+    def _check_labels(self, row: int, labels: np.ndarray) -> None:
+        if len(labels) and not 0 <= labels.min() <= labels.max() < self._spec.num_labels:
+            raise ValueError(
+                f"{self._where(row)} has label {labels.min()} or {labels.max()}, known are 0 to "
+                f"{self._spec.num_labels - 1}; prepare the data again"
+            )
+
+    def _has_labels(self) -> bool:
+        """Whether a split has labels: all of its examples do, or none does (a test split)."""
+        if not len(self._split):
+            return False
+        if self._spec.kind == "detection":
+            return bool(self._split.num_objects.any())
+        record = self._split[0]
+        return bool(record["answers"]) if self._spec.soft_targets else record["label"] >= 0
+
+    def _where(self, row: int) -> str:
+        return f"example {row} of {self._spec.name} ({self._split.name})"
+
+
+def _texts(record: dict[str, Any]) -> tuple[str, str]:
+    """The one or two texts of a record, whatever its data set calls them."""
+    for name in ("text_a", "question", "hypothesis"):
+        if name in record:
+            return record[name], record.get("text_b", "")
+    raise ValueError(f"a record has no text: {', '.join(record)}")
+
+
+def _decoded_bytes(split: Split) -> int:
+    _, first = np.unique(split.image_row, return_index=True)
+    return 3 * int((split.height[first].astype(np.int64) * split.width[first]).sum())
+
+
+def _examples(spec: TaskSpec, split: Split) -> Examples:
+    return Examples(spec.kind, len(split), split.height, split.width)
+
+
+def _tokenizer(
+    settings: Settings, data: PreparedData, names: Sequence[str]
+) -> text.Tokenizer | None:
+    if not any(settings.tasks[name].has_text for name in names):
+        return None
+    tokenizer = text.Tokenizer(data.vocabulary_path)
+    rows = settings.model.text_encoder.vocab_size
+    if tokenizer.size > rows:
+        raise ValueError(
+            f"the vocabulary {data.vocabulary_path} has {tokenizer.size} tokens, "
+            f"model.text_encoder.vocab_size is {rows}; set it to {tokenizer.size}"
+        )
+    return tokenizer
+
+
+def _check_processes(name: str, size: int, process_count: int) -> None:
+    if size % process_count:
+        raise ValueError(f"{name} = {size} cannot be split over {process_count} processes")

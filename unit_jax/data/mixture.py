@@ -1,0 +1,246 @@
+"""Which task, which examples and which augmentation make the global batch of a step.
+
+All of it is a pure function of (seed, step): nothing depends on what was drawn before, on the
+length of the run, or on processes and workers. Any step can be planned at any time; tables that
+make it cheap are only caches.
+
+How well it shuffles. Tasks are drawn independently at every step. In a task, every epoch is a new
+uniformly random order of all examples, with new augmentation. Images are then grouped by shape
+bucket in that order and cut into batches, and the batches of all buckets are put in random order.
+So which examples of a bucket meet in a batch is uniformly random and changes with every epoch,
+shapes alternate as random draws without replacement do, and every example is seen every epoch.
+What bucketing costs is that images of one batch share their shape; under training augmentation an
+image changes its bucket between epochs. Examples that do not fill a batch of their bucket join a
+larger bucket in use; where none is left, the batch is filled with the first examples of the same
+bucket, which are then seen twice in that epoch.
+"""
+
+import dataclasses
+import itertools
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int, UInt64
+
+from unit_jax.data import batching, hashing, transforms
+from unit_jax.data.batching import Bucket
+from unit_jax.settings import DataSettings, Settings
+from unit_jax.tasks import Kind
+
+_BLOCK = 4096  # steps whose tasks are drawn at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """What planning needs to know about the examples of a task's split.
+
+    Attributes:
+      kind: of the task.
+      count: how many there are.
+      height, width: of their images as stored, in pixels; None without images.
+    """
+
+    kind: Kind
+    count: int
+    height: Int[np.ndarray, "examples"] | None = None
+    width: Int[np.ndarray, "examples"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StepPlan:
+    """One global batch.
+
+    Attributes:
+      task: name of its task.
+      bucket: (height, width) of its images; None without images.
+      rows: examples, as positions in the split; -1 = filler (evaluation only).
+      seeds: of each example's augmentation; None in evaluation.
+    """
+
+    task: str
+    bucket: Bucket | None
+    rows: Int[np.ndarray, "batch"]
+    seeds: UInt64[np.ndarray, "batch"] | None
+
+    def slice_of(self, process_index: int, process_count: int) -> "StepPlan":
+        """The contiguous part that one process prepares."""
+        size = len(self.rows) // process_count
+        part = slice(process_index * size, (process_index + 1) * size)
+        seeds = None if self.seeds is None else self.seeds[part]
+        return dataclasses.replace(self, rows=self.rows[part], seeds=seeds)
+
+
+class Mixture:
+    """Plans training steps: `mixture.plan(step)`. Threads may share it; it can be pickled.
+
+    Args:
+      settings: seed, tasks with sampling ratios, batch size, transforms and buckets.
+      examples: the training split of every task.
+
+    Raises:
+      ValueError: no task has a positive ratio, or one that has, has no examples.
+    """
+
+    def __init__(self, settings: Settings, examples: Mapping[str, Examples]):
+        # Sorted: the order in which a config lists its tasks changes nothing.
+        names = sorted(name for name in settings.tasks if settings.ratios[name] > 0)
+        if not names:
+            raise ValueError("config.tasks: no task has a ratio above 0")
+        for name in names:
+            if not examples[name].count:
+                raise ValueError(f"{name}: its training split is empty; set its ratio to 0")
+        self._seed = settings.seed
+        self._names = names
+        ratios = np.asarray([settings.ratios[name] for name in names])
+        self._upper = np.cumsum(ratios / ratios.sum())[:-1]
+        self._orders = [
+            _Order(name, examples[name], settings.seed, settings.train.batch_size, settings.data)
+            for name in names
+        ]
+        self._blocks: list[tuple[np.ndarray, np.ndarray]] = []
+        self._lock = threading.Lock()
+
+    def __getstate__(self):
+        return {**self.__dict__, "_lock": None}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def plan(self, step: int) -> StepPlan:
+        """The global batch of a step (the first is 0)."""
+        with self._lock:
+            task, number = self._locate(step)
+            return self._orders[task].batch(number)
+
+    def task(self, step: int) -> str:
+        """Name of the task at a step."""
+        with self._lock:
+            return self._names[self._locate(step)[0]]
+
+    def _locate(self, step: int) -> tuple[int, int]:
+        """Number of the step's task, and how many steps that task had before."""
+        block, offset = divmod(step, _BLOCK)
+        while len(self._blocks) <= block:
+            first = len(self._blocks) * _BLOCK
+            steps = np.arange(first, first + _BLOCK)
+            draws = hashing.uniform(hashing.mix(self._seed, "task", steps))
+            tasks = np.searchsorted(self._upper, draws, side="right")
+            before = np.zeros(len(self._names), np.int64)
+            if self._blocks:
+                last_tasks, last_before = self._blocks[-1]
+                before = last_before + np.bincount(last_tasks, minlength=len(self._names))
+            self._blocks.append((tasks, before))
+        tasks, before = self._blocks[block]
+        task = tasks[offset]
+        return int(task), int(before[task] + np.count_nonzero(tasks[:offset] == task))
+
+
+def _buckets(examples: Examples, settings: DataSettings) -> tuple[Bucket | None, ...]:
+    """The buckets of a task, in the order of their numbers; texts have one group, no shape."""
+    return (None,) if examples.height is None else batching.sort_buckets(settings.buckets)
+
+
+class _Order:
+    """The batches of one task in order, epoch after epoch."""
+
+    def __init__(
+        self, name: str, examples: Examples, seed: int, batch_size: int, settings: DataSettings
+    ):
+        self._name = name
+        self._examples = examples
+        self._key = hashing.mix(seed, name)
+        self._batch_size = batch_size
+        self._settings = settings
+        self._buckets = _buckets(examples, settings)
+        self._starts = [0]  # number of the first batch of each epoch
+        self._epochs: dict[int, list[StepPlan]] = {}
+
+    def __getstate__(self):
+        return {**self.__dict__, "_epochs": {}}
+
+    def batch(self, number: int) -> StepPlan:
+        while self._starts[-1] <= number:
+            seeds, numbers = self._draw(len(self._starts) - 1)
+            groups = group(numbers, self._batch_size, self._buckets)
+            batches = sum(-(-len(rows) // self._batch_size) for rows in groups)
+            self._starts.append(self._starts[-1] + batches)
+        epoch = int(np.searchsorted(self._starts, number, side="right")) - 1
+        if epoch not in self._epochs:
+            # Threads that prepare batches ahead need two epochs at a border.
+            self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}
+            self._epochs[epoch] = self._plan_epoch(epoch)
+        return self._epochs[epoch][number - self._starts[epoch]]
+
+    def _draw(self, epoch: int) -> tuple[UInt64[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+        """Augmentation seed and bucket number of every example in an epoch."""
+        examples = self._examples
+        seeds = hashing.mix(self._key, "augmentation", epoch, np.arange(examples.count))
+        if examples.height is None:
+            return seeds, np.zeros(examples.count, np.int64)
+        plan = transforms.plan(
+            examples.kind, examples.height, examples.width, self._settings, seeds
+        )
+        numbers = batching.choose_bucket(plan.size, self._buckets)
+        if numbers.min() < 0:
+            height, width = plan.size[np.argmin(numbers)]
+            raise ValueError(f"{self._name}: no bucket of data.buckets holds {height} x {width}")
+        return seeds, numbers
+
+    def _plan_epoch(self, epoch: int) -> list[StepPlan]:
+        seeds, numbers = self._draw(epoch)
+        shuffled = np.argsort(
+            hashing.mix(self._key, "order", epoch, np.arange(len(seeds))), kind="stable"
+        )
+        groups = group(numbers[shuffled], self._batch_size, self._buckets)
+        plans = []
+        for bucket, members in zip(self._buckets, groups, strict=True):
+            bucket = bucket or None
+            batches = -(-len(members) // self._batch_size)
+            rows = np.resize(
+                shuffled[members], (batches, self._batch_size)
+            )  # repeats from the start
+            plans += [StepPlan(self._name, bucket, r, seeds[r]) for r in rows]
+        order = np.argsort(
+            hashing.mix(self._key, "batches", epoch, np.arange(len(plans))), kind="stable"
+        )
+        return [plans[i] for i in order]
+
+
+def group(
+    numbers: Int[np.ndarray, "examples"], batch_size: int, buckets: Sequence[Bucket | None]
+) -> list[Int[np.ndarray, "members"]]:
+    """Positions of the examples of each bucket, in order.
+
+    What does not fill a bucket's last batch moves to the next bucket that has examples and is at
+    least as high and as wide, so that few batches must be filled up.
+
+    Args:
+      numbers: bucket number of each example.
+      batch_size: examples of a full batch.
+      buckets: sorted by area.
+    """
+    groups = [np.flatnonzero(numbers == number) for number in range(len(buckets))]
+    for i, j in itertools.combinations(range(len(buckets)), 2):
+        rest = len(groups[i]) % batch_size
+        holds = all(small <= large for small, large in zip(buckets[i], buckets[j], strict=True))
+        if rest and len(groups[j]) and holds:
+            groups[j] = np.concatenate([groups[j], groups[i][-rest:]])
+            groups[i] = groups[i][:-rest]
+    return groups
+
+
+def evaluation_plans(
+    task: str, examples: Examples, batch_size: int, settings: DataSettings
+) -> list[StepPlan]:
+    """Every example once, in batches grouped by bucket; rows -1 fill up the last ones."""
+    buckets = _buckets(examples, settings)
+    numbers = np.zeros(examples.count, np.int64)
+    if examples.height is not None:
+        plan = transforms.plan(examples.kind, examples.height, examples.width, settings)
+        numbers = batching.choose_bucket(plan.size, buckets)
+    plans = []
+    for bucket, members in zip(buckets, group(numbers, batch_size, buckets), strict=True):
+        members = np.concatenate([members, np.full(-len(members) % batch_size, -1)])
+        plans += [StepPlan(task, bucket, r, None) for r in members.reshape(-1, batch_size)]
+    return plans
