@@ -4,13 +4,14 @@ Each data set is written beside its place and moved there when it is complete an
 interrupted run leaves either the old state or the new one, and what is finished is not done again.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -206,56 +207,58 @@ class _Writer:
 
     def write_images(self, family: images.Family, source: pathlib.Path):
         """Writes the image store of a family."""
-        problems = base.Problems(family.name, self._settings.max_problems)
-        with self._bar(f"{family.name}: listing") as bar:
+        with self._problems(family) as problems, self._bar(f"{family.name}: listing") as bar:
             listed = images.list_images(family, source)
             records = images.ImageRecords(problems)
             _restart(bar, family.name, len(listed))
             items = {prepared.IMAGE_SPLIT: base.Items(listed, bar, records)}
             folder = self._write_records(family, family.features(), items, IMAGES_PER_SHARD)
-        arrays = records.index_arrays()
         facts = {
             "kind": "images",
             "sha256": records.sha256,
             "folders": family.present_folders(source),
+            "problems": problems.counts(),
         }
-        expected = {prepared.IMAGE_SPLIT: len(records.keys)}
-        self._finish(family, folder, expected, {prepared.IMAGE_SPLIT: arrays}, facts, problems)
+        splits = {prepared.IMAGE_SPLIT: {"count": len(records.keys)}}
+        arrays = {prepared.IMAGE_SPLIT: records.index_arrays()}
+        self._finish(family, folder, splits, arrays, facts)
 
     def write_task(self, task: base.RecordSource):
         """Reads and writes one data set."""
-        problems = base.Problems(task.name, self._settings.max_problems)
         store, facts = None, {"kind": task.kind}
         if task.image_family:
             entry = self.manifest["datasets"][task.image_family]
             folder = self._data_dir / task.image_family / entry["version"]
             store = images.read_index(folder / f"index-{prepared.IMAGE_SPLIT}.npz")
             facts |= {"images": task.image_family, "images_sha256": entry["sha256"]}
-        with self._bar(f"{task.name}: reading") as bar:
+        with self._problems(task) as problems, self._bar(f"{task.name}: reading") as bar:
             content = task.read(store, problems)
             for split, records in content.splits.items():
                 if not records:
+                    counts = ", ".join(f"{n} x {kind}" for kind, n in problems.counts().items())
                     raise ValueError(
-                        f"{task.name}: no usable example in {split} "
-                        f"({problems.counts() or 'the files list none'})"
+                        f"{task.name}: no usable example in {split}; faults: {counts or 'none'}"
                     )
             _restart(bar, task.name, sum(map(len, content.splits.values())))
             items = {split: base.Items(rows, bar) for split, rows in content.splits.items()}
             folder = self._write_records(task, task.all_features(), items, RECORDS_PER_SHARD)
-        arrays = {}
+        splits, arrays = {}, {}
         for split, records in content.splits.items():
             arrays[split] = dict(content.index.get(split, {}))
             if task.image_family:
                 for key in ("image_row", "width", "height"):
                     arrays[split][key] = np.array([row[key] for row in records], np.int32)
+            splits[split] = {"count": len(records), "labelled": split not in content.unlabelled}
+            if "num_objects" in arrays[split]:
+                splits[split]["max_objects"] = int(arrays[split]["num_objects"].max())
         for name, data in content.files.items():
             _replace(self._data_dir / name, data)
         facts |= content.facts
+        facts["problems"] = problems.counts()
         facts["source_files"] = [
             str(path.relative_to(task.source)) for path in task.required_files()
         ]
-        expected = {split: len(records) for split, records in content.splits.items()}
-        self._finish(task, folder, expected, arrays, facts, problems)
+        self._finish(task, folder, splits, arrays, facts)
 
     def _bar(self, description: str) -> tqdm:
         return tqdm(desc=description, unit=" records", disable=not self._settings.progress)
@@ -272,35 +275,37 @@ class _Writer:
 
     def _finish(
         self,
-        dataset: Any,
+        dataset: base.RecordSource | images.Family,
         folder: pathlib.Path,
-        expected: Mapping[str, int],
+        splits: Mapping[str, Mapping[str, Any]],
         arrays: Mapping[str, Mapping[str, np.ndarray]],
         facts: Mapping[str, Any],
-        problems: base.Problems,
     ):
         """Adds the index, checks what was written, and moves it to its place."""
-        splits = {}
-        for split, count in expected.items():
+        for split, entry in splits.items():
             np.savez(folder / f"index-{split}.npz", **arrays[split])
-            _check_written(dataset.name, folder, split, count, arrays[split])
-            splits[split] = {"count": count}
-            if "num_objects" in arrays[split]:
-                splits[split]["max_objects"] = int(arrays[split]["num_objects"].max(initial=0))
+            _check_written(dataset.name, folder, split, entry["count"], arrays[split])
         entry = {
             "version": dataset.version,
             **facts,
             "splits": splits,
             "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-            "problems": problems.counts(),
         }
         others = {k: v for k, v in self.manifest["datasets"].items() if k != dataset.name}
         self._save_manifest(datasets=others)
         shutil.rmtree(self._data_dir / dataset.name, ignore_errors=True)
         folder.parent.rename(self._data_dir / dataset.name)
         shutil.rmtree(self._data_dir / ".preparing")
-        self._save_problems(problems)
         self._save_manifest(datasets={**others, dataset.name: entry})
+
+    @contextlib.contextmanager
+    def _problems(self, dataset: base.RecordSource | images.Family) -> Iterator[base.Problems]:
+        """Collects faults; writes them to problems.jsonl, also when they are too many."""
+        problems = base.Problems(dataset.name, self._settings.max_problems)
+        try:
+            yield problems
+        finally:
+            self._save_problems(problems)
 
     def _save_manifest(self, **changes):
         self.manifest = {**self.manifest, **changes}

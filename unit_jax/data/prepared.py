@@ -85,6 +85,7 @@ class Split:
         without images.
       num_objects: objects of each image that training keeps (no crowd regions, some area inside
         the image); None where the task is no detection.
+      labelled: False for splits whose labels are not published.
     """
 
     task: str
@@ -95,6 +96,7 @@ class Split:
     width: Int[np.ndarray, "examples"] | None = None
     height: Int[np.ndarray, "examples"] | None = None
     num_objects: Int[np.ndarray, "examples"] | None = None
+    labelled: bool = True
 
     def __len__(self) -> int:
         return len(self.records)
@@ -203,12 +205,19 @@ class PreparedData:
         if (task, name) in self._splits:
             return self._splits[task, name]
         entry = self._entry(task)
-        count = self._split_entry(task, name)["count"]
+        facts = self._split_entry(task, name)
         directory = self.data_dir / task / entry["version"]
         with np.load(directory / f"index-{name}.npz") as index:
             arrays = {key: index[key] for key in index.files}
         images = self._image_store(entry["images"]) if entry.get("images") else None
-        split = Split(task, name, Records(directory, name, count), images, **arrays)
+        split = Split(
+            task,
+            name,
+            Records(directory, name, facts["count"]),
+            images,
+            **arrays,
+            labelled=facts["labelled"],
+        )
         self._splits[task, name] = split
         return split
 
@@ -302,7 +311,8 @@ def _vocabulary_problems(data_dir: pathlib.Path, manifest: dict, asked: str) -> 
         ]
     if fingerprint(path.read_bytes()) != known["sha256"]:
         return [f"vocabulary: {path} is not the file that was stored when preparing"]
-    if not asked or asked == known["name"]:
+    # A hub name need not be looked up again; a path is compared by its content.
+    if not asked or (asked == known["name"] and not os.path.exists(asked)):
         return []
     try:
         same = fingerprint(read_vocabulary(asked)) == known["sha256"]

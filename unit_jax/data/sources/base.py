@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import logging
 import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -137,12 +136,14 @@ class Content:
       facts: entries for the manifest: num_labels, label_names, num_attributes, ...
       index: per split further row-aligned arrays for planning batches (e.g. num_objects).
       files: files to store beside the manifest, by name.
+      unlabelled: splits without labels (for predictions that are handed in).
     """
 
     splits: Mapping[str, list[Record]]
     facts: Mapping[str, Any]
     index: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    unlabelled: frozenset[str] = frozenset()
 
 
 class RecordSource(abc.ABC):
@@ -239,7 +240,6 @@ class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     def write(self):
         """Writes all splits into a temporary folder, then renames it."""
         tfds.disable_progress_bar()  # ours knows the totals
-        logging.getLogger("absl").setLevel(logging.ERROR)
         with contextlib.redirect_stdout(io.StringIO()):  # it prints about downloads
             self.download_and_prepare(
                 file_format="array_record",
@@ -281,27 +281,52 @@ def read_text(path: pathlib.Path, problems: Problems) -> str:
         return content.decode(errors="replace")
 
 
-def read_json(path: pathlib.Path, problems: Problems) -> Any:
-    """A JSON file.
+def read_json(path: pathlib.Path, problems: Problems) -> dict[str, Any]:
+    """A JSON file that holds one object.
 
     Raises:
-      ValueError: it is no JSON (e.g. an incomplete download).
+      ValueError: it does not (e.g. an incomplete download).
     """
     try:
-        return json.loads(read_text(path, problems))
+        content = json.loads(read_text(path, problems))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is no complete JSON file ({error}); download it again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not an object with lists")
+    return content
 
 
-def read_json_lines(path: pathlib.Path, problems: Problems) -> Iterator[tuple[str, Any]]:
-    """(place, value) of each line of a JSON-lines file; lines that are no JSON are skipped."""
+def entries(
+    content: Mapping[str, Any], key: str, path: pathlib.Path, problems: Problems
+) -> list[dict[str, Any]]:
+    """The objects of the list `key` of a JSON file; other values in it are skipped.
+
+    Raises:
+      ValueError: there is no such list.
+    """
+    values = content.get(key)
+    if not isinstance(values, list):
+        raise ValueError(f"{path} has no list {key!r} (it has {', '.join(content)[:200]})")
+    for number, value in enumerate(values):
+        if not isinstance(value, dict):
+            problems.add("bad entry", f"{path}: {key}[{number}]", f"no object: {value!r:.60}")
+    return [value for value in values if isinstance(value, dict)]
+
+
+def read_json_lines(path: pathlib.Path, problems: Problems) -> Iterator[tuple[str, dict]]:
+    """(place, object) of each line of a JSON-lines file; other lines are skipped."""
     for number, line in enumerate(read_text(path, problems).split("\n"), start=1):
         if line.strip():
             place = f"{path}:{number}"
             try:
-                yield place, json.loads(line)
+                value = json.loads(line)
             except json.JSONDecodeError as error:
-                problems.add("no JSON", place, str(error))
+                problems.add("bad entry", place, f"no JSON: {error}")
+                continue
+            if isinstance(value, dict):
+                yield place, value
+            else:
+                problems.add("bad entry", place, f"no object: {value!r:.60}")
 
 
 def clean_text(value: Any, place: str, problems: Problems, keep_empty: bool = False) -> str | None:
@@ -320,5 +345,5 @@ def id_number(value: Any) -> int | None:
     """An id as a whole number, None where it is none."""
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None

@@ -1,6 +1,5 @@
 """Object detection in COCO's JSON: COCO 2017, and what Visual Genome shares with it."""
 
-import collections
 import math
 import pathlib
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ class Coco(base.RecordSource):
     """COCO 2017 detection.
 
     Files: coco/annotations/instances_{train,val}2017.json, image_info_test-dev2017.json (may
-    be absent), and the image folders coco/{train,val,test}2017.
+    be absent, together with its images), and the image folders coco/{train,val,test}2017.
 
     Images are ordered by id; those without annotations stay in (as in torchvision's
     CocoDetection, which the reference reads with). Crowd regions are kept in the records, marked:
@@ -43,7 +42,7 @@ class Coco(base.RecordSource):
         "train": "coco/annotations/instances_train2017.json",
         "val": "coco/annotations/instances_val2017.json",
     }
-    test_annotations = "coco/annotations/image_info_test-dev2017.json"
+    test: tuple[str, str] = ("coco/annotations/image_info_test-dev2017.json", "coco/test2017")
     image_folders: tuple[str, ...] = ("coco/train2017", "coco/val2017")
 
     def required_files(self) -> list[pathlib.Path]:
@@ -51,69 +50,55 @@ class Coco(base.RecordSource):
 
     def read(self, store: base.ImageIndex | None, problems: base.Problems) -> base.Content:
         files = {split: self.source / file for split, file in self.annotations.items()}
-        if self.test_annotations and (self.source / self.test_annotations).exists():
-            files["test"] = self.source / self.test_annotations
+        test, test_images = (self.source / (path or ".absent") for path in self.test)
+        if test.exists() and test_images.exists():
+            files["test"] = test
         splits, index = {}, {}
         categories: dict[int, str] = {}
         attribute_names: dict[int, str] = {}
         for split, path in files.items():
             content = base.read_json(path, problems)
             categories |= _named_ids(content.get("categories"), path)
-            attribute_names |= _named_ids(
-                content.get("attCategories", content.get("attributes")), path
-            )
-            splits[split] = self._read_split(path, content, categories, store, problems)
-            del content
-            index[split] = {
-                "num_objects": np.array(
-                    [np.count_nonzero(trained_objects(record)) for record in splits[split]],
-                    np.int32,
-                )
-            }
+            attribute_names |= _named_ids(content.get("attCategories"), path)
+            splits[split] = self._read_split(split, path, content, categories, store, problems)
+            kept = [np.count_nonzero(trained_objects(record)) for record in splits[split]]
+            index[split] = {"num_objects": np.array(kept, np.int32)}
+        count = max(categories, default=-1) + 1
         facts: dict[str, Any] = {
-            "num_labels": max(categories, default=-1) + 1,
-            "label_names": _by_number(categories, max(categories, default=-1) + 1),
+            "num_labels": count,
+            "label_names": _by_number(categories, count),
         }
         if self.attributes:
             used = [r["attributes"].max(initial=-1) for rows in splits.values() for r in rows]
             count = int(max([*attribute_names, *used], default=-1)) + 1
             facts["num_attributes"] = count
             facts["attribute_names"] = _by_number(attribute_names, count)
-        return base.Content(splits, facts, index)
+        return base.Content(splits, facts, index, unlabelled=frozenset({"test"} & splits.keys()))
 
     def _read_split(
         self,
+        split: str,
         path: pathlib.Path,
         content: Mapping[str, Any],
         categories: Mapping[int, str],
         store: base.ImageIndex,
         problems: base.Problems,
     ) -> list[base.Record]:
-        by_image = collections.defaultdict(list)
-        seen = set()
-        for annotation in content.get("annotations", ()):
-            number = annotation.get("id")
-            if number is not None and number in seen:
-                problems.add("duplicate id", f"{path}: annotation {number}", "second one")
-                continue
-            seen.add(number)
-            by_image[annotation.get("image_id")].append(annotation)
-        listed = {}
-        for image in content.get("images", ()):
-            if image.get("id") in listed:
-                problems.add("duplicate id", f"{path}: image {image['id']}", "second one")
-            else:
-                listed[image.get("id")] = image
-        for image_id in by_image.keys() - listed.keys():
-            problems.add(
-                "unknown image",
-                f"{path}: image {image_id}",
-                f"{len(by_image[image_id])} annotations of an image that is not listed",
-            )
+        listed = _unique(base.entries(content, "images", path, problems), "image", path, problems)
+        objects = {image_id: [] for image_id in listed}
+        if split != "test":
+            annotations = base.entries(content, "annotations", path, problems)
+            for number, annotation in _unique(annotations, "annotation", path, problems).items():
+                place = f"{path}: annotation {number}"
+                image_id = base.id_number(annotation.get("image_id"))
+                if image_id not in objects:
+                    problems.add("unknown image", place, f"{annotation.get('image_id')!r:.60}")
+                elif self._usable(annotation, categories, place, problems):
+                    objects[image_id].append(annotation)
         records = []
         for image_id in sorted(listed):
             image = listed[image_id]
-            place = f"{path}: image {image_id} ({image.get('file_name')})"
+            place = f"{path}: image {image_id} ({image.get('file_name')!s:.200})"
             located = store.locate(images.trailing_number(str(image.get("file_name"))))
             if located is None:
                 problems.add("missing image", place, "no such image file, or a broken one")
@@ -128,50 +113,78 @@ class Coco(base.RecordSource):
                     "the file's size is used",
                     "repaired",
                 )
-            objects = [
-                annotation
-                for annotation in by_image.get(image_id, ())
-                if self._usable(annotation, categories, f"{path}: image {image_id}", problems)
-            ]
-            records.append({"image_id": image_id, **located, **self._object_arrays(objects)})
-            outside = _outside(records[-1])
-            if outside:
+            record = {"image_id": image_id, **located, **self._arrays(objects[image_id])}
+            if outside := _outside(record):
                 problems.add("box outside", place, f"{outside} boxes, clipped in training", "kept")
+            records.append(record)
         return records
 
-    def _usable(self, annotation, categories, place, problems) -> bool:
-        place = f"{place}, annotation {annotation.get('id')}"
+    def _usable(
+        self,
+        annotation: Mapping[str, Any],
+        categories: Mapping[int, str],
+        place: str,
+        problems: base.Problems,
+    ) -> bool:
         box = annotation.get("bbox")
-        try:
-            finite = len(box) == 4 and all(math.isfinite(value) for value in box)
-        except TypeError:
-            finite = False
-        if not finite or min(box[2:]) < 0:
-            problems.add("bad box", place, f"bbox {str(box)[:60]}")
+        if not _is_box(box):
+            problems.add("bad box", place, f"bbox {box!r:.60}")
             return False
-        if annotation.get("category_id") not in categories:
-            problems.add("unknown category", place, f"{annotation.get('category_id')!r}")
+        if base.id_number(annotation.get("category_id")) not in categories:
+            category = annotation.get("category_id")
+            problems.add("unknown category", place, f"category_id {category!r:.60}")
             return False
-        if self.attributes and not _attribute_slots(annotation):
-            problems.add("bad attributes", place, f"{annotation.get('attribute_ids_max16')!r}")
+        if self.attributes and _attribute_slots(annotation) is None:
+            ids = annotation["attribute_ids_max16"]
+            problems.add("bad attributes", place, f"attribute_ids_max16 {ids!r:.60}")
             return False
         if min(box[2:]) == 0:
             problems.add("empty box", place, f"bbox {box}, left out in training", "kept")
         return True
 
-    def _object_arrays(self, objects: list[Mapping]) -> dict[str, np.ndarray]:
+    def _arrays(self, objects: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
         arrays = {
             "boxes_xywh": np.array([o["bbox"] for o in objects], np.float32).reshape(-1, 4),
-            "category_ids": np.array([o["category_id"] for o in objects], np.int32),
-            "areas": np.array(
-                [o.get("area", o["bbox"][2] * o["bbox"][3]) for o in objects], np.float32
-            ),
+            "category_ids": np.array([int(o["category_id"]) for o in objects], np.int32),
+            "areas": np.array([_area(o) for o in objects], np.float32),
             "iscrowd": np.array([bool(o.get("iscrowd", 0)) for o in objects], np.bool_),
         }
         if self.attributes:
             slots = [_attribute_slots(o) for o in objects]
             arrays["attributes"] = np.array(slots, np.int32).reshape(-1, ATTRIBUTE_SLOTS)
         return arrays
+
+
+def _unique(
+    entries: list[dict[str, Any]], what: str, path: pathlib.Path, problems: base.Problems
+) -> dict[int, dict[str, Any]]:
+    """The entries by id; those without one and repetitions are skipped."""
+    unique: dict[int, dict[str, Any]] = {}
+    for entry in entries:
+        number = base.id_number(entry.get("id"))
+        if number is None:
+            problems.add("bad id", f"{path}: {what} {entry.get('id')!r:.60}", "no whole number")
+        elif number in unique:
+            problems.add("duplicate id", f"{path}: {what} {number}", "the first one is kept")
+        else:
+            unique[number] = entry
+    return unique
+
+
+def _is_box(box: Any) -> bool:
+    """Four finite numbers, the last two (width, height) not negative."""
+    try:
+        return len(box) == 4 and all(map(math.isfinite, box)) and min(box[2:]) >= 0
+    except TypeError:
+        return False
+
+
+def _area(annotation: Mapping[str, Any]) -> float:
+    """Area in square pixels: the annotated (segmented) one, or the box's."""
+    area = annotation.get("area")
+    if isinstance(area, int | float) and math.isfinite(area):
+        return area
+    return annotation["bbox"][2] * annotation["bbox"][3]
 
 
 def trained_objects(record: base.Record) -> Bool[np.ndarray, "objects"]:

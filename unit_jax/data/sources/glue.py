@@ -57,7 +57,9 @@ class Glue(base.RecordSource):
             for split in self.parts
             if self._path(split).exists()
         }
-        return base.Content(splits, {"num_labels": len(self.labels), "label_names": self.labels})
+        facts = {"num_labels": len(self.labels), "label_names": self.labels}
+        unlabelled = frozenset(split for split in splits if split.startswith("test"))
+        return base.Content(splits, facts, unlabelled=unlabelled)
 
     def _read_split(self, split: str, problems: base.Problems) -> list[base.Record]:
         path = self._path(split)
@@ -80,7 +82,7 @@ class Glue(base.RecordSource):
                 continue
             label = self._label(row[self.label_column]) if labelled else -1
             if label is None:
-                problems.add("unknown label", place, f"{row[self.label_column][:40]!r}")
+                problems.add("unknown label", place, f"{row[self.label_column]!r:.60}")
                 continue
             texts = [
                 base.clean_text(row[column], place, problems, keep_empty=True) if column else ""

@@ -138,8 +138,6 @@ def read_image(path: pathlib.Path) -> tuple[bytes, int, int, str]:
             if image.mode.startswith(("I", "F")):
                 content, repaired = _eight_bits(image), f"{image.mode} stored as 8-bit PNG"
             else:
-                # A JPEG's every byte is read at an eighth of the size too, at a third of the time.
-                image.draft(image.mode, (max(width // 8, 1), max(height // 8, 1)))
                 image.load()
     except Exception as error:  # Pillow's decoders raise many kinds
         raise ValueError(f"cannot be decoded ({error})") from None

@@ -41,7 +41,11 @@ class SnliVe(base.RecordSource):
             for split in self.parts
             if self._path(split).exists()
         }
-        return base.Content(splits, {"num_labels": len(LABELS), "label_names": LABELS})
+        facts = {"num_labels": len(LABELS), "label_names": LABELS}
+        unlabelled = {
+            name for name, rows in splits.items() if all(row["label"] == -1 for row in rows)
+        }
+        return base.Content(splits, facts, unlabelled=frozenset(unlabelled))
 
     def _read_split(
         self, split: str, store: base.ImageIndex, problems: base.Problems

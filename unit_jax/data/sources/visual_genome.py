@@ -26,5 +26,5 @@ class VisualGenome(coco.Coco):
         split: f"visual_genome/annotations/instances_{split}_split_by_coco_2017.json"
         for split in ("train", "val")
     }
-    test_annotations = ""
+    test = ("", "")
     image_folders = ()

@@ -9,17 +9,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from unit_jax.data import text as text_lib
 from unit_jax.data.sources import base
 
 UNKNOWN = "<unk>"
 ANSWER_FILE = "answers_vqa.txt"
 VAL_IMAGES = "coco/annotations/instances_val2017.json"
-
-
-def normalise_answer(answer: str) -> str:
-    """An answer as the reference compares it: lower case, no "," and "?", " 's" apart."""
-    answer = answer.lower().replace(",", "").replace("?", "")
-    return answer.replace("'s", " 's").strip()
 
 
 class Vqa2(base.RecordSource):
@@ -30,7 +25,7 @@ class Vqa2(base.RecordSource):
     list vqa2/answers_vqa.txt (may be absent), and coco/annotations/instances_val2017.json:
     questions about its images are the validation split, all others are training, whichever
     file they come from. Images are found by image id in COCO's store. Records keep answers as
-    written; `normalise_answer` comes before comparing.
+    written; `text.normalise_answer` comes before comparing.
 
     The answer list is the given one (one a line; <unk> is put first if absent) or built from
     training: normalised answers that are the question's agreed answer at least
@@ -46,7 +41,7 @@ class Vqa2(base.RecordSource):
         "question": tfds.features.Text(),
         "answers": tfds.features.Sequence(tfds.features.Text()),
     }
-    test_questions = "vqa2/v2_OpenEnded_mscoco_test2015_questions.json"
+    test = ("vqa2/v2_OpenEnded_mscoco_test2015_questions.json", "coco/test2015")
 
     def required_files(self) -> list[pathlib.Path]:
         names = [
@@ -61,8 +56,8 @@ class Vqa2(base.RecordSource):
 
     def read(self, store: base.ImageIndex | None, problems: base.Problems) -> base.Content:
         val_images = {
-            image["id"]
-            for image in base.read_json(self.source / VAL_IMAGES, problems).get("images", ())
+            base.id_number(image.get("id"))
+            for image in self._entries(self.source / VAL_IMAGES, "images", problems)
         }
         splits: dict[str, list[base.Record]] = {"train": [], "val": []}
         agreed: collections.Counter[str] = collections.Counter()
@@ -71,31 +66,30 @@ class Vqa2(base.RecordSource):
             questions_path = self.source / f"vqa2/v2_OpenEnded_mscoco_{part}2014_questions.json"
             annotations_path = self.source / f"vqa2/v2_mscoco_{part}2014_annotations.json"
             annotations = {
-                annotation.get("question_id"): annotation
-                for annotation in base.read_json(annotations_path, problems).get("annotations", ())
+                base.id_number(annotation.get("question_id")): annotation
+                for annotation in self._entries(annotations_path, "annotations", problems)
             }
-            for question in base.read_json(questions_path, problems).get("questions", ()):
-                number = question.get("question_id")
-                annotation = annotations.get(number)
+            for question in self._entries(questions_path, "questions", problems):
+                annotation = annotations.get(base.id_number(question.get("question_id")), {})
                 answers = _answers(annotation)
                 if not answers:
-                    problems.add(
-                        "no answers",
-                        f"{annotations_path}: question {number}",
-                        "nothing to learn or to compare with",
-                    )
+                    place = f"{annotations_path}: question {question.get('question_id')!r:.60}"
+                    problems.add("no answers", place, "nothing to learn or to compare with")
                     continue
                 record = _record(question, answers, questions_path, store, seen, problems)
                 if record is None:
                     continue
-                split = "val" if question.get("image_id") in val_images else "train"
-                splits[split].append(record)
-                if split == "train":
+                if base.id_number(question["image_id"]) in val_images:
+                    splits["val"].append(record)
+                else:
+                    splits["train"].append(record)
                     agreed[_agreed_answer(annotation, answers)] += 1
-        test_path = self.source / self.test_questions
-        if test_path.exists():
-            rows = base.read_json(test_path, problems).get("questions", ())
-            records = (_record(row, [], test_path, store, seen, problems) for row in rows)
+        test_path, test_images = (self.source / path for path in self.test)
+        if test_path.exists() and test_images.exists():
+            records = (
+                _record(question, [], test_path, store, seen, problems)
+                for question in self._entries(test_path, "questions", problems)
+            )
             splits["test"] = [record for record in records if record is not None]
         for records in splits.values():
             records.sort(key=lambda record: record["question_id"])
@@ -108,7 +102,11 @@ class Vqa2(base.RecordSource):
                 "answers": {"file": ANSWER_FILE, "sha256": hashlib.sha256(content).hexdigest()},
             },
             files={ANSWER_FILE: content},
+            unlabelled=frozenset({"test"} & splits.keys()),
         )
+
+    def _entries(self, path: pathlib.Path, key: str, problems: base.Problems) -> list[dict]:
+        return base.entries(base.read_json(path, problems), key, path, problems)
 
     def _answer_list(self, agreed: Mapping[str, int], problems: base.Problems) -> list[str]:
         given = self.source / "vqa2" / ANSWER_FILE
@@ -143,24 +141,24 @@ def _record(
 ) -> base.Record | None:
     """The record of a question; None (and a problem) where it cannot be used."""
     number = base.id_number(question.get("question_id"))
-    place = f"{path}: question {question.get('question_id')}"
+    place = f"{path}: question {question.get('question_id')!r:.60}"
     if number is None or number in seen:
         problems.add("duplicate id" if number in seen else "bad id", place, "question_id")
         return None
     text = base.clean_text(question.get("question"), place, problems)
     if text is None:
         return None
-    located = store.locate(question.get("image_id"))
+    located = store.locate(base.id_number(question.get("image_id")))
     if located is None:
-        problems.add("missing image", place, f"image {question.get('image_id')} of COCO")
+        problems.add("missing image", place, f"image {question.get('image_id')!r:.60} of COCO")
         return None
     seen.add(number)
     return {"question_id": number, "question": text, "answers": answers, **located}
 
 
-def _answers(annotation: Mapping[str, Any] | None) -> list[str]:
+def _answers(annotation: Mapping[str, Any]) -> list[str]:
     """The annotators' answers, those that are texts."""
-    entries = (annotation or {}).get("answers") or ()
+    entries = annotation.get("answers") or ()
     answers = [entry.get("answer") if isinstance(entry, dict) else entry for entry in entries]
     return [answer[: base.MAX_TEXT] for answer in answers if isinstance(answer, str)]
 
@@ -168,8 +166,8 @@ def _answers(annotation: Mapping[str, Any] | None) -> list[str]:
 def _agreed_answer(annotation: Mapping[str, Any], answers: list[str]) -> str:
     """The answer that the data set counts as the question's, normalised."""
     if isinstance(annotation.get("multiple_choice_answer"), str):
-        return normalise_answer(annotation["multiple_choice_answer"])
-    counts = collections.Counter(map(normalise_answer, answers))
+        return text_lib.normalise_answer(annotation["multiple_choice_answer"])
+    counts = collections.Counter(map(text_lib.normalise_answer, answers))
     return min(counts, key=lambda answer: (-counts[answer], answer))
 
 
