@@ -5,6 +5,7 @@ own, seeded with the seed, the data set, the split and its number. Nothing is da
 """
 
 import dataclasses
+import functools
 import json
 import re
 from collections import Counter
@@ -406,27 +407,26 @@ def write_snli_ve(
 def glue_pairs(settings: DemoSettings, task: str, split: str) -> list[demo_text.Pair]:
     """The examples of "qnli", "mnli", "qqp" or "sst2" in "train", "dev" (or "dev_mismatched").
 
-    Labels are equally frequent, and no dev example occurs in train.
+    They come in groups, one for each label, with the same second text (or, for sentences, made of
+    the same random choices). No dev example occurs in train.
     """
-    make: Callable[[Chooser], demo_text.Pair] = getattr(demo_text, task)
-    seen: set[tuple[str, str]] = set()
+    make = getattr(demo_text, task)
     if split == "dev_mismatched":
-
-        def make(chooser: Chooser) -> demo_text.Pair:
-            return demo_text.mnli(chooser, mismatched=True)
-
+        make = functools.partial(demo_text.mnli, mismatched=True)
+    seen: set[tuple[str, str]] = set()
     if split != "train":
         seen = {(pair.first, pair.second) for pair in glue_pairs(settings, task, "train")}
+    wanted = settings.count(task, split != "train")
     pairs: list[demo_text.Pair] = []
-    labels = demo_text.LABELS[task]
-    for number in range(settings.count(task, split != "train")):
-        chooser = _chooser(settings, task, split, number)
-        pair = make(chooser)
-        # Draw anew what training has, and what would make one label more frequent than another.
-        while (pair.first, pair.second) in seen or pair.label != labels[number % len(labels)]:
-            pair = make(chooser)
-        pairs.append(pair)
-    return pairs
+    number = 0
+    while len(pairs) < wanted:
+        group = [
+            make(_chooser(settings, task, split, number), label) for label in demo_text.LABELS[task]
+        ]
+        number += 1
+        if not any((pair.first, pair.second) in seen for pair in group):
+            pairs += group
+    return pairs[:wanted]
 
 
 def _qnli_row(number: int, pair: demo_text.Pair) -> dict:

@@ -42,7 +42,7 @@ MAX_COVER = 0.2  # largest share of the smaller of two boxes that the other may 
 CURTAIN = (0.30, 0.38)  # width of the curtain as a share of the long side
 CURTAIN_GREY = 104
 
-_SUPERSAMPLING = 4
+_SUPERSAMPLING = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,10 +271,10 @@ _UNIT_OUTLINES: Mapping[str, np.ndarray] = {
 
 
 def thing_mask(thing: Thing, height: int, width: int) -> Bool[np.ndarray, "height width"]:
-    """The pixels that the thing covers by at least half, as if nothing lay in front of it."""
+    """The pixels that the thing covers by more than half, as if nothing lay in front of it."""
     mask = np.zeros((height, width), bool)
     rows, columns = _patch(thing)
-    mask[rows, columns] = _coverage(thing) >= 0.5
+    mask[rows, columns] = _coverage(thing) > 0.5
     return mask
 
 

@@ -1,9 +1,9 @@
 """The demo world's language: questions, hypotheses and sentences whose labels follow from content.
 
-Each text task is built so that its label is independent of the second text alone: that text (or
-its slots) is drawn first, the label by a fair coin next, and only then what it is compared with.
-What is compared differs in as little as one word, and wordings are drawn regardless of labels, so
-that neither length nor single words answer anything.
+Pairs are built so that the second text alone says nothing about the label: it is drawn first, and
+only then, for a given label, the first one. Called with choosers of the same key, a maker gives the
+same second text with every label. What is compared differs in as little as one word, and wordings
+are drawn regardless of labels, so that neither length nor single words answer anything.
 """
 
 import dataclasses
@@ -273,8 +273,8 @@ def _value(chooser: Chooser, shape: str, name: str, exclude: Sequence[str] = ())
 
 
 def _property(chooser: Chooser, exclude: Sequence[str] = ()) -> str:
-    names = [name for name in PROPERTIES if name not in exclude]
-    return chooser.choices(names, [3 if name == "color" else 1 for name in names])[0]
+    # Equally likely ones, so that a swapped property is as likely as the one it replaces.
+    return chooser.choice([name for name in PROPERTIES if name not in exclude])
 
 
 def _state(chooser: Chooser, fact: Fact, forms: Sequence[str] = FACTS) -> str:
@@ -292,11 +292,11 @@ def _state_all(chooser: Chooser, facts: Sequence[Fact], frames: Sequence[str]) -
 QNLI_FRAMES = ("{}", "in the picture {}", "note that {}", "{} here", "{} in the picture")
 
 
-def qnli(chooser: Chooser) -> Pair:
+def qnli(chooser: Chooser, label: str) -> Pair:
     """A question and a sentence with one or two facts: does the sentence answer the question?
 
-    The sentence comes first, then the label; a question that is not answered asks for another
-    shape, for another property, or (two facts) for one shape's property of the other.
+    A question that is not answered asks for another shape, for another property, or (two facts)
+    for one shape's property of the other.
     """
     first_shape = chooser.choice(SHAPES)
     facts = [(first_shape, _property(chooser))]
@@ -306,7 +306,6 @@ def qnli(chooser: Chooser) -> Pair:
     text = _state_all(
         chooser, [(s, name, _value(chooser, s, name)) for s, name in facts], QNLI_FRAMES
     )
-    label = chooser.choice(("entailment", "not_entailment"))
     shape, name = chooser.choice(facts)
     if label == "not_entailment":
         while (shape, name) in facts:
@@ -336,18 +335,16 @@ MNLI_MISMATCHED_FRAMES = {
 _CLAIMS = ("{}", "so {}", "we see that {}", "{} here", "look, {}")
 
 
-def mnli(chooser: Chooser, *, mismatched: bool = False) -> Pair:
+def mnli(chooser: Chooser, label: str, *, mismatched: bool = False) -> Pair:
     """A premise with one to three facts and a hypothesis that it states, denies or leaves open.
 
-    The hypothesis comes first, then the label, then the premise: with the same fact, with another
-    value for it, or with facts about other shapes or other properties only.
+    The premise has the same fact, another value for it, or only facts about other shapes or other
+    properties.
     """
     shape = chooser.choice(SHAPES)
     name = _property(chooser)
     value = _value(chooser, shape, name)
     hypothesis = sentence(chooser.choice(_CLAIMS).format(_state(chooser, (shape, name, value))))
-    label = chooser.choice(("entailment", "neutral", "contradiction"))
-
     if label == "entailment":
         key = (shape, name, value)
     elif label == "contradiction":
@@ -371,48 +368,52 @@ def mnli(chooser: Chooser, *, mismatched: bool = False) -> Pair:
 
 
 _PARAPHRASES: Mapping[str, tuple[str, ...]] = {
-    "color": (*QUESTIONS["color"], "what is the color of the {shape}"),
-    "size": (*QUESTIONS["size"], "what is the size of the {shape}"),
-    "pattern": (*QUESTIONS["pattern"], "what is the pattern of the {shape}"),
+    **{
+        name: tuple(
+            text.replace("{shape}", "{extra}{shape}")
+            for text in (*questions, f"what is the {name} of the {{shape}}")
+        )
+        for name, questions in QUESTIONS.items()
+    },
     "there": (
-        "is there a {color} {shape}",
-        "can you see a {color} {shape}",
-        "does it show a {color} {shape}",
+        "is there a {extra}{color} {shape}",
+        "can you see a {extra}{color} {shape}",
+        "does it show a {extra}{color} {shape}",
     ),
     "number": (
-        "how many {color} {shape} pieces are there",
-        "what is the number of {color} {shape} pieces",
-        "can you count the {color} {shape} pieces",
+        "how many {extra}{color} {shape} pieces are there",
+        "what is the number of {extra}{color} {shape} pieces",
+        "can you count the {extra}{color} {shape} pieces",
     ),
 }
+_PLACES = ("left", "right", "upper", "lower")
 
 
-def qqp(chooser: Chooser) -> Pair:
+def qqp(chooser: Chooser, label: str) -> Pair:
     """Two questions: the same one in other words, or one that differs in a single slot."""
-    kind = chooser.choices(tuple(_PARAPHRASES), (3, 1, 1, 2, 1))[0]
+    kind = chooser.choices(tuple(_PARAPHRASES), (2, 2, 2, 3, 1))[0]
     color, shape = chooser.pair()
-    label = chooser.choice(LABELS["qqp"])
-    other_kind, other_color, other_shape = kind, color, shape
+    # A further word that both questions have, or none.
+    extra = ""
+    if chooser.chance(0.7):
+        about_looks = kind in ("there", "number")
+        extra = chooser.choice((*SIZES, *TEXTURES) if about_looks else _PLACES) + " "
+    words = chooser.choice(_PARAPHRASES[kind])
+    second = _request(chooser, words.format(extra=extra, color=color, shape=shape))
+
+    slot = ""
     if label == "0":
         slots = ("color", "shape") if kind in ("there", "number") else ("shape", "shape", "kind")
         slot = chooser.choice(slots)
-        if slot == "color":
-            other_color = chooser.color(shape, exclude=[color])
-        elif slot == "shape":
-            other_shape = chooser.shape(color, exclude=[shape])
-        else:
-            other_kind = _property(chooser, exclude=[kind])
-    # Both questions may have the same further word before the shape, if it gives no answer away.
-    asked = (*PROPERTIES.get(kind, ()), *PROPERTIES.get(other_kind, ()))
-    extra = [word + " " for word in (*SIZES, *TEXTURES) if word not in asked]
-    extra = chooser.choice(extra) if extra and chooser.chance(0.7) else ""
-    words = chooser.choice(_PARAPHRASES[kind])
-    other_words = chooser.choice([text for text in _PARAPHRASES[other_kind] if text != words])
-    return Pair(
-        _request(chooser, other_words.format(color=other_color, shape=extra + other_shape)),
-        _request(chooser, words.format(color=color, shape=extra + shape)),
-        label,
-    )
+    if slot == "color":
+        color = chooser.color(shape, exclude=[color])
+    elif slot == "shape":
+        shape = chooser.shape(color, exclude=[shape])
+    elif slot == "kind":
+        kind = _property(chooser, exclude=[kind])
+    other_words = chooser.choice([text for text in _PARAPHRASES[kind] if text != words])
+    first = _request(chooser, other_words.format(extra=extra, color=color, shape=shape))
+    return Pair(first, second, label)
 
 
 ADJECTIVES: Mapping[str, tuple[str, ...]] = {
@@ -446,9 +447,8 @@ def _verdict(chooser: Chooser, label: str) -> str:
     return text.replace(" a ugly", " an ugly")
 
 
-def sst2(chooser: Chooser) -> Pair:
+def sst2(chooser: Chooser, label: str) -> Pair:
     """A verdict whose adjective may be negated; after "but" comes the part that counts."""
-    label = chooser.choice(("0", "1"))
     text = _verdict(chooser, label)
     if chooser.chance(0.25):
         text = _verdict(chooser, chooser.choice(("0", "1"))) + " but " + text
