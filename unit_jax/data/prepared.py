@@ -32,7 +32,11 @@ ATTRIBUTE_SLOTS = 16  # attribute ids an object can carry
 
 
 class Records:
-    """One split of one TFDS dataset by row. Opened at the first read, in each process anew."""
+    """One split of one TFDS dataset by row, opened at the first read.
+
+    Hand it to other processes by pickling (it is opened anew there), not by forking: the
+    ArrayRecord reader has threads, which do not survive a fork.
+    """
 
     def __init__(self, directory: str | os.PathLike, split: str, count: int):
         self._directory = os.fspath(directory)
@@ -40,7 +44,6 @@ class Records:
         self._count = count
         self._lock = threading.Lock()
         self._source = None
-        self._owner = None  # process that opened the files: handles do not survive a fork
 
     def __getstate__(self):
         return self._directory, self._split, self._count
@@ -55,23 +58,21 @@ class Records:
         """Record `row` as TFDS parses it: text is bytes, images stay encoded."""
         if not 0 <= row < self._count:
             raise IndexError(f"row {row} of {self._directory} ({self._split}: {self._count} rows)")
-        source = self._source if self._owner == os.getpid() else self._open()
-        return source[int(row)]
+        return self._open()[int(row)]
 
     def stored_count(self) -> int:
         """Records that the files hold, whatever was promised."""
         return len(self._open())
 
     def _open(self):
-        with self._lock:
-            if self._owner != os.getpid():
-                builder = tfds.builder_from_directory(self._directory)
-                decoders = None
-                if "image" in builder.info.features:
-                    decoders = {"image": tfds.decode.SkipDecoding()}
-                self._source = builder.as_data_source(self._split, decoders=decoders)
-                self._owner = os.getpid()
-            return self._source
+        if self._source is None:
+            with self._lock:
+                if self._source is None:
+                    builder = tfds.builder_from_directory(self._directory)
+                    has_image = "image" in builder.info.features
+                    decoders = {"image": tfds.decode.SkipDecoding()} if has_image else None
+                    self._source = builder.as_data_source(self._split, decoders=decoders)
+        return self._source
 
 
 @dataclasses.dataclass(frozen=True)
