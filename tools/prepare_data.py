@@ -57,21 +57,26 @@ def main(arguments: list[str] | None = None) -> int:
 def table(rows: list[prepare.Summary], data_dir: str) -> rich.table.Table:
     """What lies in the data folder now, a line per data set."""
     result = rich.table.Table(title=f"prepared data in {data_dir}")
-    for name in ("data set", "examples", "images", "labels", "disk", "faults", ""):
-        result.add_column(name, justify="right" if name in ("labels", "disk") else "left")
+    names = ["data set", "examples", "images", "labels", "disk", "faults"]
+    if not all(row.fresh for row in rows):
+        names.append("state")
+    for name in names:
+        right = name in ("labels", "disk")
+        result.add_column(name, justify="right" if right else "left", overflow="fold")
     for row in rows:
         labels = f"{row.labels:,}" if row.labels else ""
         if row.attributes:
             labels += f" + {row.attributes:,} attributes"
-        result.add_row(
+        cells = [
             row.name,
             ", ".join(f"{split} {count:,}" for split, count in row.counts.items()),
-            row.images,
+            row.images.removeprefix("images_"),
             labels,
             _size(row.size),
             ", ".join(f"{count:,} x {kind}" for kind, count in row.problems.items()) or "none",
-            "" if row.fresh else "finished before",
-        )
+            "prepared" if row.fresh else "finished before",
+        ]
+        result.add_row(*cells[: len(names)])
     return result
 
 
