@@ -5,10 +5,15 @@ step k, and any number of threads, worker processes or training processes gives 
 """
 
 import functools
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
@@ -176,11 +181,21 @@ class Batches(Iterator[Batch]):
 
 
 def _start_worker(index: int, count: int) -> None:
-    """Runs first in a worker process, which must never take hold of an accelerator."""
-    del index, count
-    import jax
+    """Runs first in a worker process.
 
+    A worker must never take hold of an accelerator. It leaves Ctrl-C to its parent, which closes
+    it, and ends by itself where the parent was killed and cannot.
+    """
+    del index, count
     jax.config.update("jax_platforms", "cpu")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent():
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 class _Source:

@@ -1,0 +1,249 @@
+"""The plan of a run: pure, complete, full batches, in the ratios asked for."""
+
+import collections
+import dataclasses
+import pickle
+import time
+
+import numpy as np
+import pytest
+
+from configs import unit
+from unit_jax import settings as settings_lib
+from unit_jax.data import batching, mixture, transforms
+from unit_jax.data.mixture import Examples, Mixture
+
+BATCH = 8
+KINDS = dict(coco="detection", vqa2="vision_language", qnli="language")
+
+
+def make_settings(ratios=None, batch_size=BATCH, seed=3, **data):
+    values = unit.values()
+    values["seed"] = seed
+    ratios = ratios or dict(coco=0.5, vqa2=0.3, qnli=0.2)
+    values["tasks"] = {name: dict(ratio=ratio) for name, ratio in ratios.items()}
+    values["train"]["batch_size"] = batch_size
+    values["train"]["eval_batch_size"] = batch_size
+    values["data"].update(data)
+    return settings_lib.from_config(values)
+
+
+def images(kind: str, count: int, seed: int = 0) -> Examples:
+    """Sizes as COCO has them."""
+    usual = np.asarray([(480, 640), (640, 480), (427, 640), (640, 427), (375, 500), (612, 612)])
+    chosen = usual[np.random.default_rng(seed).choice(6, count, p=[0.3, 0.15, 0.2, 0.1, 0.15, 0.1])]
+    return Examples(kind, count, *chosen.T.astype(np.int32))
+
+
+def make_examples(coco=403, vqa2=150, qnli=37) -> dict[str, Examples]:
+    return dict(
+        coco=images("detection", coco),
+        vqa2=images("vision_language", vqa2, 1),
+        qnli=Examples("language", qnli),
+    )
+
+
+def same(a: mixture.StepPlan, b: mixture.StepPlan) -> bool:
+    return (a.task, a.bucket, a.rows.tolist(), a.seeds.tolist()) == (
+        b.task,
+        b.bucket,
+        b.rows.tolist(),
+        b.seeds.tolist(),
+    )
+
+
+def test_a_step_depends_on_seed_and_number_alone():
+    examples = make_examples()
+    forward = Mixture(make_settings(), examples)
+    plans = [forward.plan(k) for k in range(300)]
+    # Another process, that starts elsewhere, jumps about, was pickled, lists tasks differently,
+    # runs longer.
+    reordered = make_settings(dict(qnli=0.2, vqa2=0.3, coco=0.5))
+    longer = dataclasses.replace(reordered.train, steps=10)
+    other = Mixture(dataclasses.replace(reordered, train=longer), examples)
+    order = np.random.default_rng(0).permutation(300)
+    for i, k in enumerate(order):
+        assert same(other.plan(int(k)), plans[k])
+        assert other.task(int(k)) == plans[k].task
+        if i == 150:
+            other = pickle.loads(pickle.dumps(other))
+    changed = Mixture(make_settings(seed=4), examples)
+    assert not all(same(changed.plan(k), plans[k]) for k in range(10))
+
+
+def test_another_task_in_the_mixture_leaves_a_tasks_order_alone():
+    examples = make_examples()
+    both = Mixture(make_settings(), examples)
+    alone = Mixture(make_settings(dict(coco=1.0)), examples)
+    of_coco = [plan for plan in (both.plan(k) for k in range(100)) if plan.task == "coco"]
+    assert all(same(plan, alone.plan(n)) for n, plan in enumerate(of_coco))
+
+
+def test_tasks_are_drawn_by_ratio():
+    ratios = dict(coco=2.0, vqa2=1.0, qnli=0.0, sst2=5.0)
+    examples = {**make_examples(), "sst2": Examples("language", 11)}
+    plan = Mixture(make_settings(ratios), examples)
+    steps = 20_000
+    counts = collections.Counter(plan.task(k) for k in range(steps))
+    assert counts["qnli"] == 0
+    for task, ratio in ratios.items():
+        share = ratio / 8
+        assert abs(counts[task] / steps - share) <= 4 * np.sqrt(share * (1 - share) / steps)
+    # Independent draws: how often a task follows itself.
+    tasks = [plan.task(k) for k in range(steps)]
+    repeats = np.mean([a == b for a, b in zip(tasks, tasks[1:], strict=False)])
+    assert abs(repeats - (4 + 1 + 25) / 64) < 0.015
+
+
+def epochs(task: str, count: int, settings=None, examples=None):
+    """Plans of the first epochs of a task on its own, epoch by epoch."""
+    settings = settings or make_settings({task: 1.0})
+    examples = examples or make_examples()
+    plan = Mixture(settings, examples)
+    order = plan._orders[0]
+    order.batch(10_000)
+    starts = order._starts
+    return [[plan.plan(k) for k in range(starts[e], starts[e + 1])] for e in range(count)]
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_every_epoch_shows_every_example_in_full_batches(task):
+    examples = make_examples()[task]
+    for epoch in epochs(task, 3):
+        assert all(len(plan.rows) == BATCH for plan in epoch)
+        seen = collections.Counter(np.concatenate([plan.rows for plan in epoch]).tolist())
+        assert set(seen) == set(range(examples.count))
+        surplus = sum(seen.values()) - examples.count
+        # At most one batch of each orientation (or of the texts) is filled up.
+        assert surplus < BATCH * (1 if examples.height is None else 4)
+        assert len(epoch) * BATCH == examples.count + surplus
+
+
+@pytest.mark.parametrize("task", ["coco", "vqa2"])
+def test_every_image_fits_its_batchs_bucket(task):
+    settings, examples = make_settings({task: 1.0}), make_examples()[task]
+    moved = total = 0
+    for epoch in epochs(task, 2):
+        for plan in epoch:
+            size = transforms.plan(
+                examples.kind,
+                examples.height[plan.rows],
+                examples.width[plan.rows],
+                settings.data,
+                plan.seeds,
+            ).size
+            assert plan.bucket in settings.data.buckets
+            assert (size <= plan.bucket).all()
+            buckets = batching.sort_buckets(settings.data.buckets)
+            best = batching.choose_bucket(size, buckets)
+            moved += sum(buckets[i] != plan.bucket for i in best)
+            total += len(size)
+    assert moved < 8 * (BATCH - 1) * 2  # only rests of buckets lie in a larger one than needed
+
+
+def test_epochs_differ_in_order_and_augmentation():
+    first, second = epochs("coco", 2)
+    seeds = [dict(zip(np.concatenate([p.rows for p in e]).tolist(),
+                      np.concatenate([p.seeds for p in e]).tolist(), strict=True))
+             for e in (first, second)]  # fmt: skip
+    assert all(seeds[0][row] != seeds[1][row] for row in seeds[0])
+    assert len(set(seeds[0].values())) == len(seeds[0])
+    mates = [{frozenset(p.rows.tolist()) for p in e} for e in (first, second)]
+    assert not mates[0] & mates[1]
+
+
+def test_order_is_uniformly_random():
+    """Texts: position of an example in its epoch, over many epochs, is uniform and unrelated to
+    its position before."""
+    settings, examples = make_settings(dict(qnli=1.0)), dict(qnli=Examples("language", 64))
+    places = []
+    for epoch in epochs("qnli", 200, settings, examples):
+        place = np.empty(64, int)
+        for i, plan in enumerate(epoch):
+            place[plan.rows] = i
+        places.append(place)
+    places = np.stack(places)  # [epochs, examples], values 0..7, each with probability 1/8
+    counts = np.stack([np.bincount(column, minlength=8) for column in places.T])
+    chi2 = (((counts - 25) ** 2) / 25).sum()
+    assert 448 - 5 * np.sqrt(2 * 448) < chi2 < 448 + 5 * np.sqrt(2 * 448)  # 64 x 7 degrees
+    correlation = np.corrcoef(places[:-1].ravel(), places[1:].ravel())[0, 1]
+    assert abs(correlation) < 0.04
+    together = np.mean([(a[:, None] == a[None])[np.triu_indices(64, 1)].mean() for a in places])
+    assert abs(together - 7 / 63) < 1e-9  # any pair meets with the probability that size gives
+
+
+def test_shapes_alternate_as_random_draws_do():
+    examples = dict(vqa2=images("vision_language", 4000))
+    (epoch,) = epochs("vqa2", 1, make_settings(dict(vqa2=1.0)), examples)
+    shapes = [plan.bucket for plan in epoch]
+    n, counts = len(shapes), np.asarray(list(collections.Counter(shapes).values()))
+    changes = sum(a != b for a, b in zip(shapes, shapes[1:], strict=False))
+    expected = (n - 1) * (1 - (counts * (counts - 1)).sum() / (n * (n - 1)))
+    assert abs(changes - expected) < 4 * np.sqrt(n) / 2
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 9])
+def test_tiny_data_sets_repeat(count):
+    examples = dict(coco=images("detection", count), qnli=Examples("language", count))
+    plan = Mixture(make_settings(dict(coco=1.0, qnli=1.0)), examples)
+    for k in range(50):
+        step = plan.plan(k)
+        assert len(step.rows) == BATCH and 0 <= step.rows.min() and step.rows.max() < count
+        if step.task == "qnli" and count <= BATCH:
+            assert set(step.rows.tolist()) == set(range(count))
+
+
+def test_large_data_sets_are_planned_quickly():
+    count = 600_000
+    examples = dict(coco=images("detection", 118_000), vqa2=images("vision_language", count))
+    plan = Mixture(make_settings(dict(coco=0.5, vqa2=0.5), batch_size=64), examples)
+    start = time.perf_counter()
+    plan.plan(100_000)  # some 25 epochs of one and 5 of the other in
+    for k in range(100_001, 100_501):
+        plan.plan(k)
+    assert time.perf_counter() - start < 20
+
+
+def test_slices_of_processes_are_the_global_batch():
+    plan = Mixture(make_settings(), make_examples()).plan(0)
+    for count in (1, 2, 4, 8):
+        parts = [plan.slice_of(i, count) for i in range(count)]
+        assert np.concatenate([p.rows for p in parts]).tolist() == plan.rows.tolist()
+        assert np.concatenate([p.seeds for p in parts]).tolist() == plan.seeds.tolist()
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_evaluation_shows_every_example_once(task):
+    settings, examples = make_settings(), make_examples()[task]
+    plans = mixture.evaluation_plans(task, examples, BATCH, settings.data)
+    rows = np.concatenate([plan.rows for plan in plans])
+    assert sorted(rows[rows >= 0].tolist()) == list(range(examples.count))
+    assert all(len(plan.rows) == BATCH and plan.rows[0] >= 0 for plan in plans)
+    assert all(plan.seeds is None and plan.task == task for plan in plans)
+    shapes = [plan.bucket for plan in plans]
+    assert len(set(shapes)) <= len(settings.data.buckets)
+    # Grouped: a shape that was left does not come back.
+    assert sum(a != b for a, b in zip(shapes, shapes[1:], strict=False)) == len(set(shapes)) - 1
+
+
+def test_rests_of_buckets_move_up():
+    buckets = ((10, 10), (10, 20), (20, 10), (30, 30))
+    numbers = np.asarray([0] * 5 + [1] * 4 + [2] * 3 + [3] * 4)
+    groups = mixture.group(numbers, 4, buckets)
+    # Example 4 passes the second bucket, which it would only leave unfilled again.
+    assert [g.tolist() for g in groups] == [
+        [0, 1, 2, 3],
+        [5, 6, 7, 8],
+        [],
+        [12, 13, 14, 15, 4, 9, 10, 11],
+    ]
+    # Nothing moves where no larger bucket is in use.
+    groups = mixture.group(np.asarray([0, 0, 0, 1, 1]), 4, ((10, 20), (20, 10), (30, 30)))
+    assert [g.tolist() for g in groups] == [[0, 1, 2], [3, 4], []]
+
+
+def test_impossible_mixtures_are_errors():
+    with pytest.raises(ValueError, match="no task has a ratio above 0"):
+        Mixture(make_settings(dict(coco=0.0)), make_examples())
+    with pytest.raises(ValueError, match="qnli: its training split is empty"):
+        Mixture(make_settings(), make_examples(qnli=0))
