@@ -302,6 +302,17 @@ def test_vocabulary_knows_every_training_word(folder):
                 assert tokenizer.encode(text, add_special_tokens=False).tokens == words
 
 
+def test_texts_are_short(texts):
+    """A demo model's text lengths (32 for language, 14 with pictures) cut nothing."""
+    for name, rows in texts.items():
+        for first, second, _ in rows:
+            words = [len(re.findall(r"\w+|[^\w\s]", text)) for text in (first, second)]
+            special = 3 if all(words) else 2
+            # VQA's question mark is added when the file is written.
+            limit = 13 if name.startswith("vqa2") else 14 if name.startswith("snli") else 32
+            assert sum(words) + special <= limit, (first, second)
+
+
 # ---- pictures -----------------------------------------------------------------------------------
 
 

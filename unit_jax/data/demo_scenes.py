@@ -100,6 +100,7 @@ class Chooser(random.Random):
         self.unseen_share = unseen_share
 
     def __new__(cls, key: str, unseen_share: float = 0.0):
+        # random.Random's own takes at most one argument.
         return super().__new__(cls)
 
     def chance(self, probability: float) -> bool:
@@ -129,7 +130,7 @@ class Chooser(random.Random):
 
 def draw_scene(
     chooser: Chooser, *, curtain: bool = False, crowd: bool = False, empty: bool = False
-):
+) -> Scene:
     """Draws a scene at random.
 
     Args:

@@ -283,9 +283,11 @@ def _state(chooser: Chooser, fact: Fact, forms: Sequence[str] = FACTS) -> str:
 
 
 def _state_all(chooser: Chooser, facts: Sequence[Fact], frames: Sequence[str]) -> str:
-    forms = FACTS if len(facts) < 3 else FACTS[:2]  # keeps three facts within 32 tokens
-    stated = [_state(chooser, fact, forms) for fact in facts]
-    joined = chooser.choice((" and ", ", and ", " while ")).join(stated)
+    # Three facts in their short forms: a pair stays within 32 tokens.
+    forms, joints = FACTS, (" and ", ", and ", " while ")
+    if len(facts) > 2:
+        forms, joints = FACTS[:2], (" and ", " while ")
+    joined = chooser.choice(joints).join([_state(chooser, fact, forms) for fact in facts])
     return sentence(chooser.choice(frames).format(joined))
 
 
