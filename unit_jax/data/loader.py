@@ -28,6 +28,8 @@ from unit_jax.tasks import TaskSpec
 # then read and decoded once. Of larger ones nothing is kept, as they would only push out memory.
 _KEPT_PIXELS = 256 * 2**20  # bytes of decoded images of a split
 _KEPT_RECORDS = 50_000
+# Smaller arrays reach the parent of a worker faster through its pipe than through shared memory.
+_SHARED_BYTES = 64 * 2**10
 
 
 def train_batches(
@@ -154,7 +156,8 @@ class Batches(Iterator[Batch]):
             else grain.ReadOptions(num_threads=threads, prefetch_buffer_size=settings.prefetch)
         )
         if workers:
-            dataset = dataset.mp_prefetch(
+            options = grain.experimental.DatasetOptions(min_shm_size=_SHARED_BYTES)
+            dataset = grain.experimental.WithOptionsIterDataset(dataset, options).mp_prefetch(
                 grain.MultiprocessingOptions(
                     num_workers=workers, per_worker_buffer_size=per_worker
                 ),
