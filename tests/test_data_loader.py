@@ -235,6 +235,8 @@ def test_resuming_reads_on(data):
         assert_equal(batch, again)
     with loader.train_batches(settings, data, STEPS - 2) as batches:
         assert len(batches) == 2 and len(list(batches)) == 2
+    with loader.train_batches(settings, data, STEPS) as batches:
+        assert list(batches) == []
 
 
 def test_processes_read_slices_of_the_same_batch(data):
@@ -358,6 +360,15 @@ def test_misfits_are_listed_before_any_work(tmp_path):
     ):
         assert part in message
     assert "sst2" not in message
+
+
+def test_surplus_objects_are_cut_where_allowed(data):
+    settings = make_settings(max_objects=2, truncate_objects=True)
+    with loader.eval_batches(settings, data, "coco") as batches:
+        for batch in batches:
+            counts = np.minimum(batch.index % 4, 2)[batch.index >= 0]
+            assert batch.targets.boxes_cxcywh.shape == (BATCH, 2, 4)
+            assert batch.targets.object_mask.sum(-1)[batch.index >= 0].tolist() == counts.tolist()
 
 
 def test_labels_outside_the_models_range_are_an_error(data):

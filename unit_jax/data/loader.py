@@ -62,7 +62,7 @@ def train_batches(
     source = _Source(
         plans.plan, range(start_step, settings.train.steps), readers, process_index, process_count
     )
-    return Batches(source, settings.data)
+    return Batches(source, settings.data, settings.data.num_workers)
 
 
 def eval_batches(
@@ -94,7 +94,8 @@ def eval_batches(
     source = _Source(
         plans.__getitem__, range(len(plans)), {task: reader}, process_index, process_count
     )
-    return Batches(source, settings.data)
+    # Worker processes take seconds to start, texts milliseconds to tokenise.
+    return Batches(source, settings.data, settings.data.num_workers if spec.has_image else 0)
 
 
 def check(settings: Settings, data: PreparedData, splits: Sequence[tuple[str, str]]) -> None:
@@ -142,11 +143,11 @@ class Batches(Iterator[Batch]):
     Close it, or use it in a `with` statement: worker processes end and shared memory is freed.
     """
 
-    def __init__(self, source: "_Source", settings: DataSettings):
+    def __init__(self, source: "_Source", settings: DataSettings, num_workers: int):
         self._source = source
         if not flags.FLAGS.is_parsed():  # grain reads flags; in notebooks and tests nobody parses
             flags.FLAGS.mark_as_parsed()
-        workers = min(settings.num_workers, len(source))
+        workers = min(num_workers, len(source))
         threads = min(settings.num_threads, settings.prefetch)
         per_worker = max(settings.prefetch // max(workers, 1), 1)
         dataset = grain.MapDataset.source(source).to_iter_dataset(
