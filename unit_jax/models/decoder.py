@@ -1,0 +1,54 @@
+"""The decoder: task queries read the memory."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from unit_jax.models.transformer import (
+    DecoderLayer,
+    Keys,
+    LayerNorm,
+    Memory,
+    torch_default,
+    xavier,
+)
+from unit_jax.settings import ModelSettings
+
+
+class Decoder(nnx.Module):
+    """DETR's decoder; one layer norm is applied to every layer's output.
+
+    A decoder of one task starts as the reference's do: torch's default values, the same in every
+    layer. The shared one starts from Xavier-uniform matrices.
+    """
+
+    def __init__(self, settings: ModelSettings, *, rngs: nnx.Rngs):
+        shared = settings.decoder.shared
+        same = None if shared else rngs.params()
+        self.layers = nnx.List(
+            DecoderLayer(
+                settings.decoder.width,
+                settings.heads,
+                settings.mlp_width,
+                settings.dropout,
+                settings.attention_dropout,
+                rngs=rngs if shared else nnx.Rngs(same),
+                pre_norm=settings.pre_norm,
+                matrix_init=xavier if shared else torch_default,
+            )
+            for _ in range(settings.decoder.layers)
+        )
+        self.norm = LayerNorm(settings.decoder.width)
+
+    def __call__(
+        self, queries: Float[Array, "queries width"], memory: Memory, keys: Keys
+    ) -> Float[Array, "layers batch queries width"]:
+        """Normed output of every layer; `queries` are the task's embeddings, the target is 0."""
+        batch = memory.tokens.shape[0]
+        queries = jnp.broadcast_to(queries.astype(memory.tokens.dtype), (batch, *queries.shape))
+        x = jnp.zeros_like(queries)
+        outputs = []
+        for layer in self.layers:
+            x = layer(x, queries, memory, keys)
+            outputs.append(self.norm(x))
+        return jnp.stack(outputs)

@@ -1,0 +1,68 @@
+"""Heads: from decoder states to the answers of a task."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from unit_jax.models.transformer import Keys, LayerNorm, Linear, dropout
+from unit_jax.tasks import TaskSpec
+
+CLASS_WIDTH = 256  # of the class embedding that the attribute head reads
+ATTRIBUTE_WIDTH = 512
+ATTRIBUTE_INIT = nnx.initializers.normal(0.01)
+
+
+class DetectionHead(nnx.Module):
+    """Class (no-object last) and box of every query, and attributes where the task has some."""
+
+    def __init__(self, task: TaskSpec, width: int, *, rngs: nnx.Rngs):
+        self.classes = Linear(width, task.num_labels + 1, rngs=rngs)
+        self.boxes = nnx.List(Linear(width, out, rngs=rngs) for out in (width, width, 4))
+        self.attributes = AttributeHead(task, width, rngs=rngs) if task.num_attributes else None
+
+    def __call__(
+        self, hidden_states: Float[Array, "*dims width"]
+    ) -> tuple[Float[Array, "*dims classes"], Float[Array, "*dims 4"]]:
+        """(class logits, boxes as (cx, cy, w, h) in [0, 1]), in at least float32."""
+        x = jax.nn.relu(self.boxes[0](hidden_states))
+        x = self.boxes[2](jax.nn.relu(self.boxes[1](x)))
+        return _at_least_float32(self.classes(hidden_states)), jax.nn.sigmoid(_at_least_float32(x))
+
+
+class AttributeHead(nnx.Module):
+    """Attributes of an object from its query's state and its class."""
+
+    def __init__(self, task: TaskSpec, width: int, *, rngs: nnx.Rngs):
+        shape = (task.num_labels + 1, CLASS_WIDTH)
+        self.class_embedding = nnx.Param(ATTRIBUTE_INIT(rngs.params(), shape, jnp.float32))
+        options = dict(rngs=rngs, kernel_init=ATTRIBUTE_INIT, zero_bias=True)
+        self.linear1 = Linear(width + CLASS_WIDTH, ATTRIBUTE_WIDTH, **options)
+        self.linear2 = Linear(ATTRIBUTE_WIDTH, task.num_attributes, **options)
+
+    def __call__(
+        self, hidden_states: Float[Array, "*dims width"], class_ids: Int[Array, "*dims"]
+    ) -> Float[Array, "*dims attributes"]:
+        """Attribute logits; loss and prediction both see them after the ReLU, as the reference."""
+        embedded = self.class_embedding[...][class_ids].astype(hidden_states.dtype)
+        x = self.linear1(jnp.concatenate([hidden_states, embedded], axis=-1))
+        return jax.nn.relu(_at_least_float32(self.linear2(x)))
+
+
+class ClassificationHead(nnx.Module):
+    """BERT's prediction head: linear, GELU, layer norm, linear."""
+
+    def __init__(self, task: TaskSpec, width: int, dropout_rate: float, *, rngs: nnx.Rngs):
+        self.transform = Linear(width, width, rngs=rngs)
+        self.norm = LayerNorm(width, 1e-12)
+        self.labels = Linear(width, task.num_labels, rngs=rngs)
+        self.dropout = dropout_rate
+
+    def __call__(self, x: Float[Array, "*dims width"], keys: Keys) -> Float[Array, "*dims labels"]:
+        """Label logits of one query's state, in at least float32."""
+        x = self.transform(dropout(x, self.dropout, keys()))
+        return _at_least_float32(self.labels(self.norm(jax.nn.gelu(x, approximate=False))))
+
+
+def _at_least_float32(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

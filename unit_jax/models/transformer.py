@@ -1,0 +1,314 @@
+"""Attention and transformer layers, shared by image encoder, text encoder and decoder."""
+
+import math
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+Init = nnx.initializers.Initializer
+xavier = nnx.initializers.xavier_uniform()
+
+
+class Memory(NamedTuple):
+    """What the decoder reads.
+
+    Attributes:
+      tokens: encoded image places or text tokens, in decoder width.
+      positions: their positions, in decoder width.
+      mask: True where a token is real.
+    """
+
+    tokens: Float[Array, "batch tokens width"]
+    positions: Float[Array, "batch tokens width"]
+    mask: Bool[Array, "batch tokens"]
+
+
+class Keys:
+    """Dropout keys for one forward pass: each call gives the next; None = no dropout."""
+
+    def __init__(self, key: Array | None):
+        self._key = key
+        self._count = 0
+
+    def __call__(self) -> Array | None:
+        if self._key is None:
+            return None
+        self._count += 1
+        return jax.random.fold_in(self._key, self._count)
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: Array | None) -> Float[Array, "..."]:
+    """Zeroes elements with probability `rate` and scales the rest to the same mean."""
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
+def torch_default(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """U(-1/sqrt(inputs), 1/sqrt(inputs)), what torch.nn.Linear and Conv2d start from."""
+    bound = 1 / math.sqrt(math.prod(shape[:-1]))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def normal(rngs: nnx.Rngs, rows: int, width: int, std: float = 1.0) -> nnx.Param:
+    """A table of embeddings, N(0, std) to start with."""
+    return nnx.Param(std * jax.random.normal(rngs.params(), (rows, width), jnp.float32))
+
+
+def prepend(
+    token: Float[Array, "width"], x: Float[Array, "batch tokens width"]
+) -> Float[Array, "batch 1+tokens width"]:
+    """Puts the same token in front of every sequence."""
+    token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+    return jnp.concatenate([token, x], axis=1)
+
+
+class Linear(nnx.Module):
+    """x W + b, computed in the dtype of x."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        rngs: nnx.Rngs,
+        kernel_init: Init = torch_default,
+        zero_bias: bool = False,
+    ):
+        self.kernel = nnx.Param(kernel_init(rngs.params(), (inputs, outputs), jnp.float32))
+        bias = jnp.zeros(outputs)
+        if not zero_bias:
+            bound = 1 / math.sqrt(inputs)
+            bias = jax.random.uniform(rngs.params(), (outputs,), jnp.float32, -bound, bound)
+        self.bias = nnx.Param(bias)
+
+    def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
+        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis, in at least float32."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        self.scale = nnx.Param(jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
+        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def fused_xavier(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """Xavier uniform of a [width, 3 width] matrix, for one of the three projections in it."""
+    bound = math.sqrt(6 / (4 * shape[0]))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with dropout on the weights."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        dropout_rate: float,
+        *,
+        rngs: nnx.Rngs,
+        in_init: Init = fused_xavier,
+        out_init: Init = torch_default,
+    ):
+        if width % heads:
+            raise ValueError(f"width {width} cannot be split into {heads} attention heads")
+        projection = dict(rngs=rngs, zero_bias=True)
+        self.query = Linear(width, width, kernel_init=in_init, **projection)
+        self.key = Linear(width, width, kernel_init=in_init, **projection)
+        self.value = Linear(width, width, kernel_init=in_init, **projection)
+        self.out = Linear(width, width, kernel_init=out_init, **projection)
+        self.heads = heads
+        self.dropout_rate = dropout_rate
+
+    def __call__(
+        self,
+        query: Float[Array, "batch queries width"],
+        key: Float[Array, "batch keys width"],
+        value: Float[Array, "batch keys width"],
+        mask: Bool[Array, "batch keys"] | None,
+        keys: Keys,
+    ) -> Float[Array, "batch queries width"]:
+        """`mask` is True where a key is real; None = all are."""
+        q, k, v = (
+            projected.reshape(*projected.shape[:2], self.heads, -1)
+            for projected in (self.query(query), self.key(key), self.value(value))
+        )
+        at_least_float32 = jnp.promote_types(q.dtype, jnp.float32)
+        logits = jnp.einsum(
+            "bqhd,bkhd->bhqk",
+            q / math.sqrt(q.shape[-1]),
+            k,
+            preferred_element_type=at_least_float32,
+        )
+        if mask is not None:
+            logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(at_least_float32).min)
+        weights = dropout(jax.nn.softmax(logits), self.dropout_rate, keys()).astype(v.dtype)
+        return self.out(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(query.shape))
+
+
+class FeedForward(nnx.Module):
+    """Linear, activation, linear."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: Literal["relu", "gelu"],
+        dropout_rate: float,
+        *,
+        rngs: nnx.Rngs,
+        kernel_init: Init = torch_default,
+        zero_bias: bool = False,
+    ):
+        options = dict(rngs=rngs, kernel_init=kernel_init, zero_bias=zero_bias)
+        self.linear1 = Linear(width, hidden, **options)
+        self.linear2 = Linear(hidden, width, **options)
+        self.activation = activation
+        self.dropout_rate = dropout_rate  # between the two
+
+    def __call__(self, x: Float[Array, "... width"], keys: Keys) -> Float[Array, "... width"]:
+        hidden = self.linear1(x)
+        if self.activation == "relu":
+            hidden = jax.nn.relu(hidden)
+        else:
+            hidden = jax.nn.gelu(hidden, approximate=False)
+        return self.linear2(dropout(hidden, self.dropout_rate, keys()))
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention and feed-forward, each with residual and layer norm.
+
+    With `text` it is BERT's (GELU, no dropout inside the feed-forward, its initial values), else
+    DETR's. Post-norm (the norm follows the residual) unless `pre_norm`.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout_rate: float,
+        attention_dropout_rate: float,
+        *,
+        rngs: nnx.Rngs,
+        text: bool = False,
+        pre_norm: bool = False,
+    ):
+        matrix = nnx.initializers.normal(0.02) if text else xavier
+        self.attention = Attention(
+            width,
+            heads,
+            attention_dropout_rate,
+            rngs=rngs,
+            in_init=matrix if text else fused_xavier,
+            out_init=matrix,
+        )
+        self.feed_forward = FeedForward(
+            width,
+            hidden,
+            "gelu" if text else "relu",
+            0.0 if text else dropout_rate,
+            rngs=rngs,
+            kernel_init=matrix,
+            zero_bias=text,
+        )
+        eps = 1e-12 if text else 1e-5
+        self.norm1 = LayerNorm(width, eps)
+        self.norm2 = LayerNorm(width, eps)
+        self.dropout_rate = dropout_rate
+        self.pre_norm = pre_norm
+
+    def __call__(
+        self,
+        x: Float[Array, "batch tokens width"],
+        positions: Float[Array, "batch tokens width"] | None,
+        mask: Bool[Array, "batch tokens"],
+        keys: Keys,
+    ) -> Float[Array, "batch tokens width"]:
+        """`positions` are added to queries and keys, not to values."""
+
+        def attend(y: Array) -> Array:
+            q = y if positions is None else y + positions
+            return self.attention(q, q, y, mask, keys)
+
+        for norm, branch in (
+            (self.norm1, attend),
+            (self.norm2, lambda y: self.feed_forward(y, keys)),
+        ):
+            x = residual(x, branch, norm, self.pre_norm, self.dropout_rate, keys)
+        return x
+
+
+class DecoderLayer(nnx.Module):
+    """Self-attention of the queries, cross-attention to the memory, feed-forward (DETR)."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout_rate: float,
+        attention_dropout_rate: float,
+        *,
+        rngs: nnx.Rngs,
+        pre_norm: bool = False,
+        matrix_init: Init = torch_default,
+    ):
+        attention = dict(rngs=rngs, out_init=matrix_init)
+        self.self_attention = Attention(width, heads, attention_dropout_rate, **attention)
+        self.cross_attention = Attention(width, heads, attention_dropout_rate, **attention)
+        self.feed_forward = FeedForward(
+            width, hidden, "relu", dropout_rate, rngs=rngs, kernel_init=matrix_init
+        )
+        self.norm1 = LayerNorm(width)
+        self.norm2 = LayerNorm(width)
+        self.norm3 = LayerNorm(width)
+        self.dropout_rate = dropout_rate
+        self.pre_norm = pre_norm
+
+    def __call__(
+        self,
+        x: Float[Array, "batch queries width"],
+        queries: Float[Array, "batch queries width"],
+        memory: Memory,
+        keys: Keys,
+    ) -> Float[Array, "batch queries width"]:
+        """Query embeddings are added to queries and keys of self-attention and to queries of
+        cross-attention; memory positions to keys of cross-attention."""
+        for norm, branch in (
+            (self.norm1, lambda y: self.self_attention(y + queries, y + queries, y, None, keys)),
+            (
+                self.norm2,
+                lambda y: self.cross_attention(
+                    y + queries,
+                    memory.tokens + memory.positions,
+                    memory.tokens,
+                    memory.mask,
+                    keys,
+                ),
+            ),
+            (self.norm3, lambda y: self.feed_forward(y, keys)),
+        ):
+            x = residual(x, branch, norm, self.pre_norm, self.dropout_rate, keys)
+        return x
+
+
+def residual(x, branch, norm: LayerNorm, pre_norm: bool, dropout_rate: float, keys: Keys):
+    """x + branch(x) with dropout on the branch and the layer norm before it or after the sum."""
+    if pre_norm:
+        return x + dropout(branch(norm(x)), dropout_rate, keys())
+    return norm(x + dropout(branch(x), dropout_rate, keys()))

@@ -1,0 +1,173 @@
+"""UniT: images and text of any task through two encoders and one decoder (Hu & Singh 2021)."""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from unit_jax.batch import Batch, Outputs
+from unit_jax.models import resnet
+from unit_jax.models.decoder import Decoder
+from unit_jax.models.heads import ClassificationHead, DetectionHead
+from unit_jax.models.image_encoder import ImageEncoder
+from unit_jax.models.text_encoder import TextEncoder
+from unit_jax.models.transformer import Keys, Memory, normal
+from unit_jax.settings import ModelSettings
+from unit_jax.tasks import TaskSpec
+
+# ImageNet's, red, green, blue.
+PIXEL_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+PIXEL_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+class Unit(nnx.Module):
+    """The whole model; all that differs between tasks is looked up in their TaskSpec."""
+
+    def __init__(self, settings: ModelSettings, tasks: Mapping[str, TaskSpec], *, rngs: nnx.Rngs):
+        width = settings.decoder.width
+        self.backbone = resnet.ResNet(settings.backbone, rngs=rngs)
+        self.image_encoder = ImageEncoder(settings, self.backbone.channels, rngs=rngs)
+        self.text_encoder = TextEncoder(settings, rngs=rngs)
+        if settings.decoder.shared:
+            self.decoder = Decoder(settings, rngs=rngs)
+        else:
+            self.decoders = nnx.Dict({name: Decoder(settings, rngs=rngs) for name in tasks})
+        self.queries = nnx.Dict(
+            {name: normal(rngs, task.num_queries, width) for name, task in tasks.items()}
+        )
+        self.heads = nnx.Dict(
+            {
+                name: DetectionHead(task, width, rngs=rngs)
+                if task.kind == "detection"
+                else ClassificationHead(task, width, settings.dropout, rngs=rngs)
+                for name, task in tasks.items()
+            }
+        )
+        self.tasks = tuple(tasks.items())  # hashable: part of the static graph
+        self.settings = settings
+
+    def __call__(self, batch: Batch, *, key: Array | None = None) -> Outputs:
+        """Answers a batch of one task.
+
+        Args:
+          batch: `images` and `image_sizes` where the task has images, `input_ids`, `token_mask`
+            and `segment_ids` where it has text.
+          key: for dropout; None = no dropout.
+
+        Returns:
+          Outputs; logits and boxes in at least float32.
+        """
+        task = self._task(batch.task)
+        keys = Keys(key)
+        decoder = self.decoder if self.settings.decoder.shared else self.decoders[task.name]
+        hidden_states = decoder(self.queries[task.name][...], self.memory(batch, keys), keys)
+        head = self.heads[task.name]
+        if task.kind == "detection":
+            return Outputs(hidden_states, *head(hidden_states))
+        read = hidden_states if self.settings.classify_all_layers else hidden_states[-1:]
+        return Outputs(hidden_states, head(read[:, :, 0], keys))
+
+    def memory(self, batch: Batch, keys: Keys) -> Memory:
+        """What the decoder reads: image tokens, text tokens, or image then text."""
+        task = self._task(batch.task)
+        parts = []
+        if task.has_image:
+            features, mask = self.features(batch.images, batch.image_sizes)
+            parts.append(self.image_encoder(features, mask, task.index, keys))
+        if task.has_text:
+            parts.append(
+                self.text_encoder(
+                    batch.input_ids,
+                    batch.token_mask,
+                    batch.segment_ids,
+                    task.index,
+                    task.cls_only,
+                    keys,
+                )
+            )
+        return Memory(*(jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True)))
+
+    def features(
+        self, images: UInt8[Array, "batch height width 3"], image_sizes: Int[Array, "batch 2"]
+    ) -> tuple[Float[Array, "batch h w channels"], Bool[Array, "batch h w"]]:
+        """The backbone's features and a mask, True where one is real.
+
+        With `mask_padding` padding changes nothing. Without it padding is treated as the reference
+        does: padded pixels leak into real features, and the mask is shrunk to nearest pixels.
+        """
+        pixel_mask = resnet.valid_mask(image_sizes, *images.shape[1:3])
+        pixels = jnp.where(pixel_mask[..., None], normalise(images), 0)
+        pixels = pixels.astype(self.settings.dtype)
+        if not self.settings.mask_padding:
+            features, _ = self.backbone(pixels, None)
+            return features, shrink_mask(pixel_mask, *features.shape[1:3])
+        features, sizes = self.backbone(pixels, image_sizes)
+        return features, resnet.valid_mask(sizes, *features.shape[1:3])
+
+    def attribute_logits(
+        self, task: str, hidden_states: Float[Array, "*dims width"], class_ids: Int[Array, "*dims"]
+    ) -> Float[Array, "*dims attributes"]:
+        """ReLUed attribute logits of objects of the given classes (no-object is the last)."""
+        return self.heads[task].attributes(hidden_states, class_ids)
+
+    def calibrate(
+        self, images: UInt8[Array, "batch height width 3"], image_sizes: Int[Array, "batch 2"]
+    ) -> None:
+        """Sets the backbone's batch-norm statistics to those of some images, in place.
+
+        Frozen statistics of 0 and 1 neither normalise nor learn; this is for training without a
+        pretrained backbone. Padding does not count: every image is cut to what all of them fill.
+        Not for use under jit.
+        """
+        height, width = np.asarray(image_sizes).min(0)
+        pixels = normalise(jnp.asarray(images)[:, :height, :width])
+        resnet.calibrate(self.backbone, pixels.astype(self.settings.dtype))
+
+    def _task(self, name: str) -> TaskSpec:
+        try:
+            return dict(self.tasks)[name]
+        except KeyError:
+            known = ", ".join(name for name, _ in self.tasks)
+            raise ValueError(f"task {name!r} is none of this model's: {known}") from None
+
+
+def normalise(images: UInt8[Array, "... 3"]) -> Float[Array, "... 3"]:
+    """(pixel / 255 - mean) / std in float32."""
+    return (images.astype(jnp.float32) / np.float32(255) - PIXEL_MEAN) / PIXEL_STD
+
+
+def shrink_mask(
+    mask: Bool[Array, "batch height width"], height: int, width: int
+) -> Bool[Array, "batch h w"]:
+    """The mask at another size: nearest pixel, torch's index floor(i * float32(in / out))."""
+
+    def nearest(size: int, new_size: int) -> np.ndarray:
+        scale = np.float32(size) / np.float32(new_size)
+        index = np.floor(np.arange(new_size, dtype=np.float32) * scale).astype(np.int32)
+        return np.minimum(index, size - 1)
+
+    rows, columns = nearest(mask.shape[1], height), nearest(mask.shape[2], width)
+    return mask[:, rows[:, None], columns[None, :]]
+
+
+def used_parameters(path: str, task: TaskSpec, settings: ModelSettings) -> bool:
+    """Whether a training step of `task` reaches the parameter.
+
+    What it does not reach has no gradient at all (torch: `.grad` is None), which the optimiser
+    treats otherwise than a gradient of zero. With `task.num_attributes` 0 the attribute head is
+    not reached.
+    """
+    part, *rest = path.split(".")
+    if part in ("backbone", "image_encoder"):
+        return task.has_image
+    if part == "text_encoder":
+        return task.has_text and rest[0] != "pooler"
+    if part == "heads":
+        return rest[0] == task.name and (rest[1] != "attributes" or task.num_attributes > 0)
+    if part in ("queries", "decoders"):
+        return rest[0] == task.name
+    if part == "decoder":
+        return True
+    raise ValueError(f"{path} is no parameter of UniT")
