@@ -7,6 +7,7 @@ where the other model has none ("strict=False").
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -65,10 +66,11 @@ def start_from(fresh: Mapping[str, np.ndarray], settings: Settings) -> tuple[Arr
       ValueError: a file is missing, damaged, or does not fit; lists every entry that does not.
     """
     arrays, reports = dict(fresh), []
+    whole = functools.partial(model_from_unit, bn_eps=settings.model.backbone.bn_eps)
     for source, fill in (
         (settings.init_from.backbone, backbone_from_detr),
         (settings.init_from.text_encoder, text_encoder_from_bert),
-        (settings.init_from.model, model_from_unit),
+        (settings.init_from.model, whole),
     ):
         if source:
             arrays, report = fill(arrays, source)
@@ -103,14 +105,25 @@ def text_encoder_from_bert(
 
 
 def model_from_unit(
-    fresh: Mapping[str, np.ndarray], path: str | os.PathLike
+    fresh: Mapping[str, np.ndarray], path: str | os.PathLike, bn_eps: float | None = None
 ) -> tuple[Arrays, Report]:
     """A whole UniT, of other tasks perhaps: an MMF file or a checkpoint folder of ours.
 
-    What the two have in common is loaded. A decoder of one task only is taken as the shared one.
+    What the two have in common is loaded, see `_fit_decoders` for shared and own decoders.
+
+    Args:
+      bn_eps: epsilon of the model's frozen batch norms. A checkpoint of ours must have been made
+        with the same; an MMF file does not tell. None = not compared.
     """
     if Path(path).is_dir():
-        found, ignored = read_checkpoint(path)[0], []
+        found, metadata = read_checkpoint(path)
+        ignored = []
+        saved = metadata["settings"]["model"]["backbone"]["bn_eps"]
+        if bn_eps is not None and saved != bn_eps:
+            raise ValueError(
+                f"{path}: its batch norms have epsilon {saved:g}, this config's {bn_eps:g}; set "
+                f"config.model.backbone.bn_eps={saved:g}"
+            )
     else:
         found, ignored = mmf.to_ours_partly(torch_files.load_state_dict(path))
     found = _fit_decoders(found, fresh)

@@ -1,0 +1,146 @@
+"""The conversion tool: PyTorch files in, checkpoints out, and back to the bit."""
+
+import importlib.util
+import json
+import pathlib
+import re
+
+import numpy as np
+import pytest
+from test_interop_detr_bert import assert_same, bert_state, detr_state, fresh, small_settings
+
+from unit_jax import checkpoints
+from unit_jax.interop import init_from, mmf, torch_files
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def _tool():
+    spec = importlib.util.spec_from_file_location("convert", ROOT / "tools/convert_checkpoint.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+convert = _tool()
+
+CONFIG = """
+import json, pathlib
+
+def get_config(variants=None):
+    config = json.loads(pathlib.Path(__file__).with_suffix(".json").read_text())
+    if variants == "separate_decoders":
+        config["model"]["decoder"]["shared"] = False
+    return config
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config file of the small model."""
+    settings = checkpoints.jsonable(convert.dataclasses.asdict(small_settings()))
+    tasks, ratios = settings["tasks"], settings.pop("ratios")
+    for name, task in tasks.items():
+        del task["name"]
+        task["ratio"] = ratios[name]
+    (tmp_path / "small.json").write_text(json.dumps(settings))
+    (tmp_path / "small.py").write_text(CONFIG)
+    return str(tmp_path / "small.py")
+
+
+def run(**options) -> int:
+    return convert.main([f"--{name}={value}" for name, value in options.items()])
+
+
+@pytest.mark.parametrize("variant", ["", ":separate_decoders"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_mmf_goes_in_and_out_to_the_bit(tmp_path, config, capsys, variant, suffix):
+    state = mmf.export_state(fresh(small_settings(shared=not variant)))
+    torch_files.save_pth(tmp_path / "unit.pth", state)
+    folder, file = tmp_path / "run", tmp_path / f"back{suffix}"
+    options = {"from": "mmf", "input": tmp_path / "unit.pth", "config": config + variant}
+    assert run(**options, output=folder, bn_eps=0) == 0
+    assert "epsilon of the frozen batch norms: 0 " in capsys.readouterr().out
+    arrays, metadata = init_from.read_checkpoint(folder)
+    assert metadata["settings"]["model"]["backbone"]["bn_eps"] == 0
+    assert_same(arrays, fresh(small_settings(shared=not variant)))
+    assert run(to="mmf", input=folder, output=file) == 0
+    assert_same(torch_files.load_state_dict(file), state)
+    names = {"small.json", "small.py", "unit.pth", "run", f"back{suffix}"}
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == names
+
+
+def test_detr_and_bert_fill_a_fresh_model(tmp_path, config, capsys):
+    torch_files.save_pth(tmp_path / "detr.pth", {"x": np.ones(2, np.float32)} | detr_state())
+    options = {"from": "detr", "input": tmp_path / "detr.pth", "config": config}
+    assert run(**options, output=tmp_path / "run") == 0
+    printed = capsys.readouterr().out
+    assert "backbone from" in printed and "all else is fresh (seed 0)" in printed
+    assert run(to="detr", input=tmp_path / "run", output=tmp_path / "back.pth") == 0
+    body = {name: array for name, array in detr_state().items() if name.startswith("backbone.")}
+    assert_same(torch_files.load_state_dict(tmp_path / "back.pth"), body)
+
+    torch_files.save_safetensors(tmp_path / "model.safetensors", bert_state())
+    options = {"from": "bert", "input": tmp_path, "config": config}
+    assert run(**options, output=tmp_path / "text") == 0
+    assert run(to="bert", input=tmp_path / "text", output=tmp_path / "back.safetensors") == 0
+    assert_same(torch_files.load_state_dict(tmp_path / "back.safetensors"), bert_state())
+
+    assert run(to="safetensors", input=tmp_path / "text", output=tmp_path / "o.safetensors") == 0
+    ours, _ = init_from.read_checkpoint(tmp_path / "text")
+    assert_same(torch_files.load_state_dict(tmp_path / "o.safetensors"), ours)
+
+
+def test_a_converted_checkpoint_is_something_to_start_from(tmp_path, config):
+    arrays = fresh(small_settings(), seed=3)
+    torch_files.save_pth(tmp_path / "unit.pth", mmf.export_state(arrays))
+    options = {"from": "mmf", "input": tmp_path / "unit.pth", "config": config}
+    assert run(**options, output=tmp_path / "run") == 0
+    settings = small_settings(["coco", "sst2"], shared=False, model=str(tmp_path / "run"))
+    after, (report,) = init_from.start_from(fresh(settings), settings)
+    name = "decoders.coco.layers.1.self_attention.query.kernel"
+    np.testing.assert_array_equal(after[name], arrays[name.replace("decoders.coco", "decoder")])
+    assert "queries.sst2" in report.fresh and "queries.vqa2" in report.ignored
+    with pytest.raises(ValueError, match=r"epsilon 1e-05, this config's 0; set config\.model"):
+        init_from.model_from_unit(fresh(settings), tmp_path / "run", bn_eps=0.0)
+
+
+def test_problems_are_told_and_leave_nothing(tmp_path, config, capsys):
+    state = mmf.export_state(fresh(small_settings()))
+    del state["bert_projection.bias"]
+    state["input.x"] = np.ones(1, np.float32)
+    state["classifiers.vl.vqa2.1.bias"] = np.ones(7, np.float32)
+    torch_files.save_pth(tmp_path / "unit.pth", state)
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "unit.pth").read_bytes()[:-100])
+    (tmp_path / "old").mkdir()
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def error(**options) -> str:
+        assert run(**options) == 1
+        return capsys.readouterr().err
+
+    source = {"from": "mmf", "input": tmp_path / "unit.pth"}
+    target = {"config": config, "output": tmp_path / "out" / "run"}
+    message = error(**source, **target)
+    for part in ("bert_projection.bias", "input.x", r"classifiers.vl.vqa2.1.bias.*\(7,\)"):
+        assert re.search(part, message), message
+    assert "cut.pth: damaged" in error(**source | {"input": tmp_path / "cut.pth"}, **target)
+    assert "no such file" in error(**source | {"input": tmp_path / "none"}, **target)
+    assert "exists already" in error(**source, **target | {"output": tmp_path / "old"})
+    assert "no such file" in error(**source, **target | {"config": "none.py"})
+    assert "no checkpoint" in error(to="mmf", input=tmp_path / "old", output=tmp_path / "x.pth")
+    assert "end in .pth or .safetensors" in error(to="mmf", input=tmp_path, output=tmp_path / "x")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == before
+
+
+def test_a_failing_write_leaves_nothing(tmp_path, config, monkeypatch):
+    torch_files.save_pth(tmp_path / "unit.pth", mmf.export_state(fresh(small_settings())))
+
+    def full(self):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "wait", full)
+    options = {"from": "mmf", "input": tmp_path / "unit.pth", "config": config}
+    with pytest.raises(OSError, match="no space"):
+        run(**options, output=tmp_path / "out" / "run")
+    assert list((tmp_path / "out").iterdir()) == []
