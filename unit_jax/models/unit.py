@@ -135,7 +135,13 @@ class Unit(nnx.Module):
 
 def normalise(images: UInt8[Array, "... 3"]) -> Float[Array, "... 3"]:
     """(pixel / 255 - mean) / std in float32."""
-    return (images.astype(jnp.float32) / np.float32(255) - PIXEL_MEAN) / PIXEL_STD
+
+    # XLA divides by a constant through its reciprocal, which may be off in the last bit. With x64
+    # on the quotients are rounded from float64, so that float64 results can be compared.
+    def divide(x, y):
+        return (x.astype(float) / y.astype(float)).astype(jnp.float32)
+
+    return divide(divide(images, np.float32(255)) - PIXEL_MEAN, PIXEL_STD)
 
 
 def shrink_mask(
