@@ -1,8 +1,7 @@
 """Converts checkpoints: PyTorch files to ours, and ours back.
 
-python tools/convert_checkpoint.py --from mmf --input unit_final.pth --config configs/unit.py \
-    --bn_eps 0 --output DIR
-python tools/convert_checkpoint.py --to mmf --input DIR --output unit.pth
+python tools/convert_checkpoint.py --from mmf --input FILE.pth --config configs/unit.py --output DIR
+python tools/convert_checkpoint.py --to mmf --input DIR --output FILE.pth
 
 --from mmf wants a whole UniT of the config's tasks; --from detr fills the backbone and --from bert
 the text encoder (a file, a folder or a hub name) of a fresh model. The output is a working folder
@@ -66,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
             import_checkpoint(options.source, options.input, settings, options.output)
         else:
             export_checkpoint(options.target, options.input, options.output)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
