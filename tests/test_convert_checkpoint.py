@@ -124,7 +124,12 @@ def test_problems_are_told_and_leave_nothing(tmp_path, config, capsys):
     source = {"from": "mmf", "input": tmp_path / "unit.pth"}
     target = {"config": config, "output": tmp_path / "out" / "run"}
     message = error(**source, **target)
-    for part in ("bert_projection.bias", "input.x", r"classifiers.vl.vqa2.1.bias.*\(7,\)"):
+    for part in (
+        r"unit\.pth: ",
+        "bert_projection.bias",
+        "input.x",
+        r"classifiers.vl.vqa2.1.bias.*\(7,\)",
+    ):
         assert re.search(part, message), message
     assert "cut.pth: damaged" in error(**source | {"input": tmp_path / "cut.pth"}, **target)
     assert "no such file" in error(**source | {"input": tmp_path / "none"}, **target)

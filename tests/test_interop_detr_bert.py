@@ -329,3 +329,5 @@ def test_a_unit_of_another_shape_is_an_error(tmp_path):
     torch_files.save_pth(tmp_path / "bert.pth", bert_state())
     with pytest.raises(ValueError, match="no parameter of it fits by name"):
         init_from.model_from_unit(fresh(settings), tmp_path / "bert.pth")
+    with pytest.raises(ValueError, match=r"bert\.pth: not a DETR checkpoint"):
+        init_from.backbone_from_detr(fresh(settings), tmp_path / "bert.pth")

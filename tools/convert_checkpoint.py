@@ -91,7 +91,8 @@ def import_checkpoint(source: str, path: str, settings: Settings, output: str) -
         params, statistics = jax.eval_shape(model)
         expected = {**params, **statistics}
         state = torch_files.load_state_dict(path)
-        arrays = mmf.import_state(state, expected)
+        with init_from.naming(path):
+            arrays = mmf.import_state(state, expected)
         print(f"{path}: {len(state)} entries read, {len(arrays)} arrays filled, none left over")
     else:
         params, statistics = jax.jit(model)()

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,9 @@ def backbone_from_detr(
     fresh: Mapping[str, np.ndarray], path: str | os.PathLike
 ) -> tuple[Arrays, Report]:
     """The backbone of a DETR checkpoint; see `start_from`."""
-    found, ignored = detr.import_weights(torch_files.load_state_dict(path))
+    state = torch_files.load_state_dict(path)
+    with naming(path):
+        found, ignored = detr.import_weights(state)
     wanted = [name for name in fresh if name.startswith("backbone.")]
     return _fill(
         fresh, found, wanted, wanted, Report("backbone", str(path), (), (), tuple(ignored))
@@ -97,7 +99,9 @@ def text_encoder_from_bert(
     The pooler may be missing, as models with a masked-language head have none and UniT does not
     use it.
     """
-    found, ignored = bert.import_weights(bert.load(source))
+    state = bert.load(source)
+    with naming(source):
+        found, ignored = bert.import_weights(state)
     wanted, _ = bert.import_weights(bert.export_weights(fresh))
     required = [name for name in wanted if ".pooler." not in name]
     report = Report("text encoder", str(source), (), (), tuple(ignored))
@@ -125,7 +129,9 @@ def model_from_unit(
                 f"config.model.backbone.bn_eps={saved:g}"
             )
     else:
-        found, ignored = mmf.to_ours_partly(torch_files.load_state_dict(path))
+        state = torch_files.load_state_dict(path)
+        with naming(path):
+            found, ignored = mmf.to_ours_partly(state)
     found = _fit_decoders(found, fresh)
     ignored += [name for name in found if name not in fresh]
     found = {name: array for name, array in found.items() if name in fresh}
@@ -171,6 +177,15 @@ def saved_settings(
         return settings_lib.build(ModelSettings, saved["model"], "model"), tasks
     except (KeyError, TypeError) as error:
         raise ValueError(f"{where}: its metadata lack the settings of a model ({error})") from error
+
+
+@contextlib.contextmanager
+def naming(source: str | os.PathLike) -> Iterator[None]:
+    """Puts the source's name before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def _fit_decoders(found: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]) -> Arrays:
