@@ -157,6 +157,15 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int]:
     raise ValueError(f"no checkpoint at {path}; {REMEDY}")
 
 
+def exist(workdir: epath.Path) -> bool:
+    """Whether a working folder has a checkpoint."""
+    try:
+        locate(workdir)
+    except ValueError:
+        return False
+    return True
+
+
 def jsonable(value: Any) -> Any:
     """Nested settings as JSON can hold them (tuples become lists)."""
     return json.loads(json.dumps(value, default=_plain))

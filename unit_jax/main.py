@@ -27,11 +27,12 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     # Imported late: JAX starts its backend, and `--help` should not wait for it.
-    from unit_jax import evaluate, predict, setup, train
+    from unit_jax import checkpoints, evaluate, predict, setup, train
 
     try:
-        run = setup.open_run(CONFIG.value)
         workdir = epath.Path(WORKDIR.value)
+        fresh = MODE.value == "train" and not checkpoints.exist(workdir)
+        run = setup.open_run(CONFIG.value, needs_initial_weights=fresh)
         workdir.mkdir(parents=True, exist_ok=True)
         if MODE.value == "train":
             return train.train(run, workdir)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from unit_jax.settings import OptimizerSettings
 
@@ -135,7 +135,7 @@ class Optimizer:
         grads: Mapping[str, Array],
         state: OptimizerState,
         params: Mapping[str, Array],
-        used: Collection[str],
+        used: Collection[str] | Mapping[str, bool | Bool[Array, ""]],
     ) -> tuple[Params, OptimizerState, UpdateInfo]:
         """One update; a pure function that can be jitted (with `used` static).
 
@@ -145,6 +145,8 @@ class Optimizer:
           state: from `init` or the update before.
           params: all parameters; frozen ones come back as they are.
           used: the paths that the task at hand reaches, whether or not their gradient is zero.
+            A mapping may give a traced truth value for a path (with a gradient of zeros where it
+            is False): then one compiled program serves tasks that reach different parameters.
 
         Raises:
           ValueError: the state does not belong to these parameters, or a gradient is missing.
@@ -154,7 +156,7 @@ class Optimizer:
         norm = optax.tree.norm(reached)
         clip = jnp.minimum(1, self.settings.clip_norm / (norm + 1e-6))
         reached = {path: (g * clip).astype(g.dtype) for path, g in reached.items()}
-        takes_part = self._takes_part(reached, state)
+        takes_part = self._takes_part(reached, state, used)
         rates = {
             group: self.learning_rate(path, state.step)
             for path in state.mu
@@ -176,11 +178,16 @@ class Optimizer:
         )
 
     def _takes_part(
-        self, reached: Mapping[str, Array], state: OptimizerState
+        self, reached: Mapping[str, Array], state: OptimizerState, used
     ) -> dict[str, bool | Array]:
         """Which parameters this update touches; a plain bool where that is known beforehand."""
         if self.settings.name == "adam_w":
-            return {path: path in reached or state.counts[path] > 0 for path in state.mu}
+            flags = used if isinstance(used, Mapping) else dict.fromkeys(used, True)
+            return {
+                path: flags.get(path, False) is True
+                or (flags.get(path, False) | (state.counts[path] > 0))
+                for path in state.mu
+            }
         nonzero: dict[str, Array] = {}
         for path, grad in reached.items():
             tensor = reference_tensor(path)

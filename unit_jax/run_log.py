@@ -95,8 +95,8 @@ class RunLog:
         """Prints a line above the progress bar."""
         self._bar.write(text)
 
-    def pause_clock(self):
-        """Time until the next step is not counted as training (evaluation, checkpoints)."""
+    def restart_clock(self) -> None:
+        """What happened since the last flush (evaluation, saving) is no training time."""
         self._since = time.perf_counter()
 
     def close(self) -> None:

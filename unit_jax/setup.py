@@ -3,19 +3,23 @@
 All that can be wrong with config, data, weights and devices is found here, before long work.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
 from unit_jax import checkpoints, partitioning
 from unit_jax import settings as settings_lib
+from unit_jax.data import loader
 from unit_jax.data.prepared import PreparedData, read_lines
+from unit_jax.interop import init_from
 from unit_jax.models import functional
 from unit_jax.models.functional import Flat
 from unit_jax.models.unit import Unit
@@ -48,13 +52,46 @@ class Run:
         return {"params": self.abstract_params, "statistics": self.abstract_statistics}
 
     def fresh_model(self) -> dict[str, Flat]:
-        """Initial parameters and statistics, a function of the seed alone."""
+        """Initial parameters and statistics: a function of the seed and, with calibration, of the
+        first training images."""
+        model = _build(self.settings)
+        count = self.settings.model.backbone.calibrate
+        if count:
+            images, sizes = _training_images(self, count)
+            model.calibrate(images, sizes)
+        _, params, statistics = functional.split(model)
+        return self.replicate({"params": params, "statistics": statistics})
 
-        def arrays() -> dict[str, Flat]:
-            _, params, statistics = functional.split(_build(self.settings))
-            return {"params": params, "statistics": statistics}
+    def initial_model(self) -> dict[str, Flat]:
+        """What training starts from: a fresh model with the weights of `init_from` in it.
 
-        return jax.jit(arrays, out_shardings=partitioning.replicated(self.mesh))()
+        Prints what was loaded from where and what stayed fresh.
+        """
+        model = self.fresh_model()
+        arrays, reports = init_from.start_from(
+            {**model["params"], **model["statistics"]}, self.settings
+        )
+        for report in reports:
+            print(report)
+        return self.replicate(
+            {group: {path: arrays[path] for path in leaves} for group, leaves in model.items()}
+        )
+
+    def restored_model(self, checkpoint: epath.PathLike) -> dict[str, Flat]:
+        """Parameters and statistics of a checkpoint (a working folder's newest, or a step's).
+
+        Raises:
+          ValueError: there is none, or it does not fit the config's model or the data.
+        """
+        directory, step = checkpoints.locate(checkpoint)
+        with contextlib.closing(checkpoints.Checkpoints(directory)) as saved:
+            self.check_metadata(saved.metadata(step), f"{directory}/{step}")
+            model, _ = saved.restore(step, self.abstract_model())
+        return model
+
+    def replicate(self, tree: Any) -> Any:
+        """The same arrays on every device of the mesh."""
+        return jax.device_put(tree, partitioning.replicated(self.mesh))
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint tells about itself."""
@@ -97,6 +134,9 @@ def open_run(config: Mapping[str, Any], needs_initial_weights: bool = False) -> 
     if problems:
         raise ValueError("\n".join([*problems, DEMO]))
     settings = with_label_counts(settings, data)
+    loader.check(
+        settings, data, [(task, split) for task in settings.tasks for split in ("train", "val")]
+    )
     mesh = partitioning.make_mesh()
     for name in ("batch_size", "eval_batch_size"):
         partitioning.check_batch_size(f"train.{name}", getattr(settings.train, name), mesh)
@@ -141,8 +181,14 @@ def missing_weights(init_from: settings_lib.InitSettings) -> list[str]:
         f"weights: config.init_from.{field} = {path!r} does not exist; {_WEIGHTS[field]}, or set "
         f'config.init_from.{field}="" to start it fresh'
         for field, path in dataclasses.asdict(init_from).items()
-        if path and not epath.Path(path).exists()
+        if path and not _is_there(field, path)
     ]
+
+
+def _is_there(field: str, path: str) -> bool:
+    # A hub name has one slash at most and no file ending; whether the hub has it shows when read.
+    hub_name = field == "text_encoder" and path.count("/") < 2 and not epath.Path(path).suffix
+    return epath.Path(path).exists() or (hub_name and not path.startswith("weights/"))
 
 
 _WEIGHTS = {
@@ -150,6 +196,30 @@ _WEIGHTS = {
     "backbone": "download DETR's R50-DC5 checkpoint (detr-r50-dc5-f0fb7ef5.pth) there",
     "text_encoder": "download bert-base-uncased (config.json, model.safetensors, vocab.txt) there",
 }
+
+
+def _training_images(run: Run, count: int):
+    """The first `count` training images of the first task that has some, without augmentation."""
+    task = next(spec for spec in run.settings.tasks.values() if spec.has_image)
+    images, sizes = [], []
+    with loader.eval_batches(run.settings, run.data, task.name, "train") as batches:
+        for batch in batches:
+            images.append(batch.images)
+            sizes.append(batch.image_sizes)
+            # Batches are grouped by bucket; more than one bucket cannot be stacked.
+            same = [x for x in images if x.shape[1:] == images[0].shape[1:]]
+            if sum(len(x) for x in same) >= count or len(same) < len(images):
+                break
+    return np.concatenate(same)[:count], np.concatenate(sizes[: len(same)])[:count]
+
+
+def best_metric(settings: Settings) -> str:
+    """The metric ("task/metric") that says which checkpoint is best: `train.best_metric`, else
+    vqa2's accuracy, else the first task's headline."""
+    if settings.train.best_metric:
+        return settings.train.best_metric
+    name = "vqa2" if "vqa2" in settings.tasks else next(iter(settings.tasks))
+    return f"{name}/{settings.tasks[name].headline_metric}"
 
 
 def _has_text(data: PreparedData) -> bool:

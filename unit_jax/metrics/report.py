@@ -1,0 +1,74 @@
+"""The table of all tasks: value, baseline, and the paper's figure for orientation."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+
+from etils import epath
+from rich.console import Console
+from rich.table import Table
+
+COLUMNS = ("task", "metric", "value", "baseline", "paper")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line; numbers in [0, 1], None or NaN = there is none.
+
+    Attributes:
+      task, metric: names; a task's headline metric comes first.
+      value: of the model.
+      baseline: the majority answer's, for detection an untrained model's.
+      paper: of the published model on the real data, for orientation.
+    """
+
+    task: str
+    metric: str
+    value: float
+    baseline: float | None
+    paper: float | None
+
+
+def write(rows: Sequence[Row], workdir: epath.Path) -> None:
+    """Writes report.json (a list of objects with COLUMNS as keys) and report.md."""
+    records = [
+        {key: _finite(value) for key, value in dataclasses.asdict(row).items()} for row in rows
+    ]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|---:|---:|---:|"]
+    lines += ["| " + " | ".join(_cell(record[key]) for key in COLUMNS) + " |" for record in records]
+    (workdir / "report.md").write_text("\n".join(lines) + "\n")
+    (workdir / "report.json").write_text(json.dumps(records, indent=2) + "\n")
+
+
+def show(workdir: epath.Path) -> bool:
+    """Prints the report that `write` left in a folder; False if there is none."""
+    path = workdir / "report.json"
+    if not path.exists():
+        return False
+    table = Table(title="validation", title_justify="left")
+    for key in COLUMNS:
+        table.add_column(key, justify="left" if key in ("task", "metric") else "right")
+    previous = None
+    for record in json.loads(path.read_text()):
+        if previous not in (None, record["task"]):
+            table.add_section()
+        first = record["task"] != previous
+        cells = [_cell(record[key]) for key in COLUMNS]
+        table.add_row(*(cells if first else ["", *cells[1:]]), style="bold" if first else None)
+        previous = record["task"]
+    console = Console()
+    console.print(table)
+    console.print(f"The same table: {workdir}/report.md and report.json; what the model sees:")
+    console.print(f"{workdir}/predictions.png", soft_wrap=True)
+    return True
+
+
+def _finite(value):
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cell(value) -> str:
+    if value is None:
+        return "–"
+    return value if isinstance(value, str) else f"{value:.3f}"
