@@ -24,19 +24,28 @@ class Decoder(nnx.Module):
 
     def __init__(self, settings: ModelSettings, *, rngs: nnx.Rngs):
         shared = settings.decoder.shared
-        same = None if shared else rngs.params()
-        self.layers = nnx.List(
-            DecoderLayer(
+
+        def layer() -> DecoderLayer:
+            return DecoderLayer(
                 settings.decoder.width,
                 settings.heads,
                 settings.mlp_width,
                 settings.dropout,
                 settings.attention_dropout,
-                rngs=rngs if shared else nnx.Rngs(same),
+                rngs=rngs,
                 pre_norm=settings.pre_norm,
                 matrix_init=xavier if shared else torch_default,
             )
-            for _ in range(settings.decoder.layers)
+
+        first = layer()
+        self.layers = nnx.List(
+            [
+                first,
+                *(
+                    layer() if shared else nnx.clone(first)
+                    for _ in range(settings.decoder.layers - 1)
+                ),
+            ]
         )
         self.norm = LayerNorm(settings.decoder.width)
 

@@ -1,0 +1,101 @@
+"""This library's numbers are the reference's; broken functions are found."""
+
+import os
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import check_parity  # noqa: E402
+from parity import report  # noqa: E402
+
+from unit_jax.data import transforms  # noqa: E402
+from unit_jax.losses import boxes  # noqa: E402
+
+CASES = ROOT / "tests/data/parity"
+PROCESSING = CASES / "processing.npz"
+GIVEN = sorted(pathlib.Path(os.environ.get("PARITY_DIR", "no folder given")).glob("*.npz"))
+
+
+@pytest.mark.parametrize("name", ["processing", "no_task_embedding", "tiny_f64", "unpadded"])
+def test_numbers_are_the_references(name, capsys):
+    assert check_parity.main([str(CASES / f"{name}.npz")]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_trajectories_are_the_references(capsys):
+    assert check_parity.main([str(CASES / "tiny_train.npz")]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parity_full
+@pytest.mark.parametrize("path", GIVEN, ids=lambda path: path.stem)
+def test_given_files(path, capsys):
+    """`PARITY_DIR=folder pytest -m parity_full`."""
+    assert check_parity.main([str(path)]) == 0, capsys.readouterr().out
+
+
+def failures(path: pathlib.Path, capsys) -> set[str]:
+    """The quantities that fail, of a file that must."""
+    capsys.readouterr()
+    assert check_parity.main([str(path)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    return {line.split()[0] for line in lines if line.startswith("  ") and " FAIL" in line}
+
+
+def test_broken_giou_is_found(monkeypatch, capsys):
+    case = CASES / "variant_pre_norm.npz"
+    assert check_parity.main([str(case)]) == 0, capsys.readouterr().out
+    giou = boxes.generalized_box_iou
+    monkeypatch.setattr(boxes, "generalized_box_iou", lambda a, b: giou(a, b) - 0.001 * a[..., 0])
+    found = failures(case, capsys)
+    assert {"loss/loss_giou", "loss_raw/loss_giou", "total"} <= found
+    assert not {"out/pred_boxes", "loss/loss_bbox"} & found
+
+
+def test_approximate_gelu_is_found(monkeypatch, capsys):
+    gelu = jax.nn.gelu
+    monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate: gelu(x, approximate=True))
+    found = failures(CASES / "no_task_embedding.npz", capsys)
+    assert {"out/hidden_states", "out/scores"} <= found
+
+
+def test_broken_transform_is_found(monkeypatch, capsys):
+    flip = transforms.flip_objects
+    monkeypatch.setattr(transforms, "flip_objects", lambda objects, width: flip(objects, width - 1))
+    assert failures(PROCESSING, capsys) == {"processing/boxes"}
+
+
+def test_table_counts_what_is_off():
+    table = report.Table("case", "float32")
+    table.close("out/scores", [1.0, 2.0], [1.0, 2.0 + 5e-6])
+    assert table.rows["out/scores"].ok and 0.4 < table.rows["out/scores"].ratio < 0.6
+    table.close("out/scores", [1.0], [1.1], gap=0.02)  # ten times the reference's own gap
+    assert table.rows["out/scores"].ok
+    table.close("out/scores", [1.0], [1.1], gap=0.001)
+    assert not table.rows["out/scores"].ok
+    table.close("total", np.nan, 3.0)
+    assert not table.rows["total"].ok
+    table.close("total", 3.0, 3.0)
+    assert not table.rows["total"].ok  # a later success hides nothing
+    table.close("grad_zero", 1e-9, 0.0, scale=1.0)
+    assert table.rows["grad_zero"].ok
+    table.equal("match", [1, 2], [1, 3])
+    assert not table.rows["match"].ok
+    table.close("loss/loss_ce", [1.0], [1.0, 2.0])
+    assert "shape" in table.rows["loss/loss_ce"].problem
+    table.row("mid/pos")
+    assert not table.rows["mid/pos"].ok  # nothing was compared
+    double = report.Table("case", "float64")
+    double.close("out/scores", [2.0], [2.0 + 1e-8])
+    assert not double.rows["out/scores"].ok
+
+
+def test_unknown_files_are_an_error(tmp_path):
+    np.savez(tmp_path / "other.npz", x=np.zeros(2))
+    with pytest.raises(ValueError, match="other.npz: not a file of reference numbers"):
+        check_parity.main([str(tmp_path / "other.npz")])

@@ -1,0 +1,232 @@
+"""The model and the inputs that a file of reference numbers describes, in our terms."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from parity import recipe
+from unit_jax import settings as settings_lib
+from unit_jax.batch import Batch, Targets
+from unit_jax.data import batching, transforms
+from unit_jax.interop import mmf
+from unit_jax.models import functional
+from unit_jax.models.unit import Unit
+from unit_jax.tasks import TaskSpec
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A file's model: settings, tasks, and weights by our paths."""
+
+    meta: dict[str, Any]
+    settings: settings_lib.Settings
+    graph: nnx.GraphDef
+    params: Arrays
+    statistics: Arrays
+
+    @property
+    def model(self) -> settings_lib.ModelSettings:
+        return self.settings.model
+
+
+def build_case(
+    meta: dict[str, Any], dtype: str, mask_padding: bool = False, per_image: bool = False
+) -> Case:
+    """Builds and fills the model that `meta` describes in the reference's own terms."""
+    config = meta["model_config"]
+    args = config["base_args"]
+    if args.get("position_embedding", "sine") != "sine" or not args.get("pass_pos_and_query", True):
+        raise ValueError(f"{meta['case']}: only sine positions that are passed along are supported")
+    bert = args["bert_config"]
+    image_task, text_task = (
+        args[f"use_task_embedding_in_{encoder}_encoder"] for encoder in ("img", "lang")
+    )
+    model = settings_lib.ModelSettings(
+        backbone=settings_lib.BackboneSettings(
+            depths={"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[args["backbone"]],
+            width=64,
+            dilation=args["dilation"],
+            bn_eps=1e-5,
+            calibrate=0,
+        ),
+        image_encoder=settings_lib.ImageEncoderSettings(
+            width=args["encoder_hidden_dim"],
+            layers=args["enc_layers"],
+            residual=args["residual_in_encoder"],
+            task_embedding=image_task,
+        ),
+        text_encoder=settings_lib.TextEncoderSettings(
+            vocab_size=bert.get("vocab_size", 30522),
+            width=bert.get("hidden_size", 768),
+            layers=bert.get("num_hidden_layers", 12),
+            heads=bert.get("num_attention_heads", 12),
+            mlp_width=bert.get("intermediate_size", 3072),
+            max_positions=bert.get("max_position_embeddings", 512),
+            task_embedding=text_task,
+            task_rows=config["max_task_num"],
+        ),
+        decoder=settings_lib.DecoderSettings(
+            width=args["decoder_hidden_dim"],
+            layers=args["dec_layers"],
+            shared=args["share_decoders"],
+        ),
+        heads=args["nheads"],
+        mlp_width=args["dim_feedforward"],
+        dropout=0.0,
+        attention_dropout=0.0,
+        pre_norm=args["pre_norm"],
+        mask_padding=mask_padding,
+        classify_all_layers=config["loss_on_all_hs"],
+        dtype=dtype,
+    )
+    loss = settings_lib.LossSettings(
+        normalisation="per_image" if per_image else "batch",
+        auxiliary=args["aux_loss"],
+        balanced=args["use_bcl"],
+        no_object_weight=args["eos_coef"],
+        class_cost=args["set_cost_class"],
+        box_cost=args["set_cost_bbox"],
+        giou_cost=args["set_cost_giou"],
+        class_weight=1.0,
+        box_weight=args["bbox_loss_coef"],
+        giou_weight=args["giou_loss_coef"],
+        attribute_weight=args["attr_loss_coef"],
+        detection_weight=config["detection_loss_weight"],
+        matcher="scipy",
+    )
+    tasks = {}
+    for group, heads in config["heads"].items():
+        for dataset, head in heads.items():
+            spec = task_spec(config, group, dataset, head)
+            tasks[spec.name] = spec
+    # Only training cases name an optimiser; data and run settings play no part.
+    settings = settings_lib.Settings(
+        seed=0,
+        tasks=tasks,
+        ratios={},
+        model=model,
+        loss=loss,
+        optimizer=optimizer_settings(meta),
+        data=None,
+        train=None,
+        init_from=None,
+        report={},
+    )
+    graph, params, statistics = functional.abstract(lambda: Unit(model, tasks, rngs=nnx.Rngs(0)))
+    weights = make_weights({**params, **statistics}, args["share_decoders"])
+    cast = {path: np.asarray(array, dtype) for path, array in weights.items()}
+    return Case(
+        meta,
+        settings,
+        graph,
+        {path: cast[path] for path in params},
+        {path: cast[path] for path in statistics},
+    )
+
+
+def task_spec(config: Mapping, group: str, dataset: str, head: Mapping) -> TaskSpec:
+    """One data set's entry in the reference's configuration as an entry of our task table."""
+    args = config["base_args"]
+    kind = {"detection": "detection", "vl": "vision_language", "glue": "language"}[group]
+    return TaskSpec(
+        name=mmf.TASKS[dataset],
+        kind=kind,
+        index=head["task_idx"],
+        num_queries=args["num_queries"][group][dataset],
+        num_labels=head["num_classes" if group == "detection" else "num_labels"],
+        num_attributes=args["attribute_class_num"] if head.get("use_attr") else 0,
+        max_tokens=args["bert_config"].get("max_position_embeddings", 512),
+        cls_only=config["keep_only_bert_cls"].get(group, {}).get(dataset, False),
+        soft_targets=head.get("loss_type") == "binary_cross_entropy_with_logits",
+    )
+
+
+def optimizer_settings(meta: Mapping, name: str = "adam_w") -> settings_lib.OptimizerSettings:
+    given = meta.get("optimizer", {"params": {"lr": 5e-5, "eps": 1e-8, "weight_decay": 1e-4}})
+    return settings_lib.OptimizerSettings(
+        name=name,
+        learning_rate=given["params"]["lr"],
+        backbone_learning_rate=meta.get("lr_backbone", 1e-5),
+        b1=0.9,
+        b2=0.999,
+        eps=given["params"]["eps"],
+        weight_decay=given["params"]["weight_decay"],
+        clip_norm=meta.get("max_grad_l2_norm", 0.1),
+        warmup_steps=meta.get("num_warmup_steps", 2000),
+        frozen=("backbone.conv1", "backbone.layer1"),
+    )
+
+
+def make_weights(abstract: Mapping[str, jax.ShapeDtypeStruct], shared: bool) -> Arrays:
+    """The recipe's weights for parameters and statistics of these shapes, by our paths."""
+    names = mmf.to_mmf(
+        {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in abstract.items()}
+    )
+    state = {
+        name: recipe.make(name, list(zeros.shape), "float32", shared)
+        for name, zeros in names.items()
+    }
+    return mmf.import_state(state, abstract)
+
+
+def recorded_inputs(data: Mapping[str, np.ndarray], dataset: str) -> dict[str, Any]:
+    """The inputs of one data set; what is there per image becomes a list."""
+    inputs: dict[str, Any] = {}
+    for key in data:
+        if key.startswith(f"{dataset}/in/"):
+            name, *number = key.removeprefix(f"{dataset}/in/").split("/")
+            if number:
+                inputs.setdefault(name, []).append((int(number[0]), data[key]))
+            else:
+                inputs[name] = data[key]
+    return {
+        name: [array for _, array in sorted(value, key=lambda item: item[0])]
+        if isinstance(value, list)
+        else value
+        for name, value in inputs.items()
+    }
+
+
+def make_batch(spec: TaskSpec, inputs: Mapping[str, Any], rows: slice = slice(None)) -> Batch:
+    """A batch of ours with some of the recorded examples, padded to the largest of them."""
+    fields: dict[str, Any] = {}
+    if spec.has_image:
+        images = inputs["images"][rows]
+        bucket = tuple(np.max([image.shape[:2] for image in images], axis=0))
+        fields["images"], fields["image_sizes"] = batching.pad_images(images, bucket)
+    if spec.has_text:
+        fields["input_ids"] = inputs["input_ids"][rows]
+        fields["token_mask"] = inputs["input_mask"][rows].astype(bool)
+        fields["segment_ids"] = inputs["segment_ids"][rows]
+    if spec.kind == "detection":
+        attributes = inputs.get("attributes")
+        objects = [
+            transforms.Objects(boxes, labels, np.zeros((len(labels), 16)))
+            for boxes, labels in zip(inputs["boxes"], inputs["labels"], strict=True)
+        ]
+        if attributes is not None:
+            objects = [o._replace(attributes=a) for o, a in zip(objects, attributes, strict=True)]
+        most = max(1, *(len(o.labels) for o in objects))
+        boxes, labels, slots, mask = batching.pad_objects(objects[rows], most)
+        targets = Targets(
+            boxes_cxcywh=boxes,
+            labels=labels,
+            attributes=None if attributes is None else slots,
+            object_mask=mask,
+        )
+    elif spec.soft_targets:
+        targets = Targets(answer_scores=inputs["targets"][rows])
+    else:
+        targets = Targets(labels=inputs["targets"][rows])
+    return Batch(spec.name, targets=targets, **fields)
+
+
+def concatenate(parts: Sequence[Any], axis: int) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *parts)

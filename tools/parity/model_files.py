@@ -1,0 +1,389 @@
+"""Model files: outputs, losses, matches, gradients and detections of recorded inputs."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from parity import recipe
+from parity.cases import Arrays, Case, build_case, concatenate, make_batch, recorded_inputs
+from parity.report import STRUCTURAL_ZERO, Table, tolerance_of
+from unit_jax import optim
+from unit_jax.batch import Batch, Outputs
+from unit_jax.interop import mmf
+from unit_jax.losses import classification, detection, matching
+from unit_jax.metrics import detection as metrics
+from unit_jax.models import functional
+from unit_jax.models.image_encoder import sine_positions
+from unit_jax.models.transformer import Keys
+from unit_jax.models.unit import Unit, used_parameters
+from unit_jax.tasks import TaskSpec
+
+ROUNDINGS = 4  # in which a float32 gradient is tried; see `check_gradients`
+
+
+@dataclasses.dataclass
+class Results:
+    """All that a model file may record about one data set, computed here."""
+
+    outputs: Outputs
+    matches: np.ndarray | None
+    terms: Arrays
+    raw: Arrays
+    total: np.ndarray
+    gradients: Callable[[int], Arrays]  # by MMF's names, in the n-th rounding
+    middle: Arrays
+    attribute_logits: np.ndarray | None
+
+
+def run_case(
+    case: Case, spec: TaskSpec, batches: list[Batch], with_middle: bool, with_gradients: bool
+) -> Results:
+    """Runs the batches (one, or one per image); loss and gradients are those of all together."""
+    loss_settings = case.settings.loss
+    targets = concatenate([batch.targets for batch in batches], 0)
+    batches = [batch.replace(targets=None) for batch in batches]
+    if targets.attributes is None:
+        spec = dataclasses.replace(spec, num_attributes=0)
+    optimizer = optim.Optimizer(case.settings.optimizer, 1)
+    learned = {
+        path: array
+        for path, array in case.params.items()
+        if with_gradients
+        and used_parameters(path, spec, case.model)
+        and not optimizer.is_frozen(path)
+    }
+    prefix = f"heads.{spec.name}.attributes."
+    attribute_head = {path: p for path, p in learned.items() if path.startswith(prefix)}
+
+    def model_of(learned: Arrays, weights: tuple[Arrays, Arrays]) -> Unit:
+        params, statistics = weights
+        return functional.merge(case.graph, {**params, **learned}, statistics)
+
+    @jax.jit
+    def forward(learned, weights, batches, targets):
+        def run(learned: Arrays) -> Outputs:
+            model = model_of(learned, weights)
+            return concatenate([model(batch) for batch in batches], 1)
+
+        outputs, pullback = jax.vjp(run, learned)
+        model = model_of(learned, weights)
+        costs = attributes = None
+        if spec.kind == "detection":
+            costs = matching.cost_matrix(outputs, targets, loss_settings)
+        if case.settings.tasks[spec.name].num_attributes:
+            best = outputs.logits[-1, ..., :-1].argmax(-1)
+            attributes = model.attribute_logits(spec.name, outputs.hidden_states[-1], best)
+        middle = middle_of(model, spec, batches[0]) if with_middle else {}
+        return outputs, pullback, costs, attributes, middle
+
+    @jax.jit
+    def backward(attribute_head, outputs, pullback, weights, targets, matches):
+        def loss(attribute_head: Arrays, outputs: Outputs):
+            if spec.kind != "detection":
+                return classification.classification_loss(outputs, targets, spec, loss_settings)
+            head = attribute_logits(model_of(attribute_head, weights), spec)
+            return detection.detection_loss(outputs, targets, matches, loss_settings, spec, head)
+
+        (total, terms), (grads, cotangents) = jax.value_and_grad(
+            loss, argnums=(0, 1), has_aux=True
+        )(attribute_head, outputs)
+        return total, terms, {**pullback(cotangents)[0], **grads}
+
+    weights = case.params, case.statistics
+    outputs, pullback, costs, attributes, middle = forward(learned, weights, batches, targets)
+    matches, raw = None, {}
+    if spec.kind == "detection":
+        matches = matching.match(np.asarray(costs), targets.object_mask)
+        raw = unweighted(model_of({}, weights), spec, outputs, targets, matches, loss_settings)
+    total, terms, grads = backward(attribute_head, outputs, pullback, weights, targets, matches)
+
+    def gradients(rounding: int) -> Arrays:
+        found = grads
+        if rounding:
+            nudged = {path: nudge(p, rounding) for path, p in learned.items()}
+            pullback_there = forward(nudged, weights, batches, targets)[:2]
+            found = backward(attribute_head, *pullback_there, weights, targets, matches)[2]
+        return mmf.to_mmf({path: np.asarray(grad) for path, grad in found.items()})
+
+    return Results(
+        *jax.tree.map(np.asarray, (outputs, matches, terms, raw, total)),
+        gradients,
+        *jax.tree.map(np.asarray, (middle, attributes)),
+    )
+
+
+def nudge(array: np.ndarray, seed: int) -> np.ndarray:
+    """Every number moved to one of its two neighbours."""
+    towards = np.random.default_rng(seed).choice(np.float32([-np.inf, np.inf]), array.shape)
+    return np.nextafter(array, towards.astype(array.dtype))
+
+
+def attribute_logits(model: Unit, spec: TaskSpec) -> detection.AttributeLogits | None:
+    return functools.partial(model.attribute_logits, spec.name) if spec.num_attributes else None
+
+
+def unweighted(model: Unit, spec: TaskSpec, outputs, targets, matches, settings) -> Arrays:
+    """The loss terms before weighting, and the cardinality error, named like the weighted ones."""
+    head = attribute_logits(model, spec)
+    losses = detection.unweighted_losses(outputs, targets, matches, settings, spec, head)
+    raw = detection.cardinality_error(outputs, targets, settings)
+    for name, values in losses.items():
+        for layer, value in enumerate(values):
+            raw[name if layer == len(values) - 1 else f"{name}_{layer}"] = value
+    return raw
+
+
+def middle_of(model: Unit, spec: TaskSpec, batch: Batch) -> dict[str, jax.Array]:
+    """Values on the way to the decoder, laid out as the reference has them (channels first)."""
+    keys, middle = Keys(None), {}
+    if spec.has_text:
+        embedded = model.text_encoder.embed(batch.input_ids, batch.segment_ids, keys)
+        middle["bert_embeddings"] = embedded
+        middle["bert_encoder"] = model.text_encoder.encode(
+            embedded, batch.token_mask, spec.index, keys
+        )
+    if spec.has_image:
+        features, mask = model.features(batch.images, batch.image_sizes)
+        encoder = model.image_encoder
+        x, positions = encoder.input_projection(features), sine_positions(mask, encoder.width)
+        first = {"backbone_64": features[..., :64], "pos": positions, "input_proj": x}
+        middle |= {name: jnp.moveaxis(value, -1, 1) for name, value in first.items()}
+        middle["backbone_mask"] = ~mask  # True where padded, as the reference has it
+        tokens = [v.reshape(len(v), -1, v.shape[-1]) for v in (x, positions.astype(x.dtype))]
+        middle["encoder"] = encoder.encode(*tokens, mask.reshape(len(mask), -1), spec.index, keys)
+    middle["memory"] = model.memory(batch, keys).tokens
+    return middle
+
+
+def check_model(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Iterator[Table]:
+    meta = json.loads(str(data["meta"]))
+    dtype = "float64" if path.stem.endswith("_f64") else "float32"
+    truth = Truth(path, data, dtype)
+    alone = bool(meta.get("unpadded"))
+    for padded in (False, True) if alone else (True,):
+        case = build_case(meta, dtype, mask_padding=alone, per_image=alone)
+        title = f"{path.stem}: "
+        if padded:
+            yield check_names(path, data, case)
+        elif alone:
+            title += "image by image, "
+        for dataset in datasets_of(data):
+            spec = case.settings.tasks[mmf.TASKS[dataset]]
+            inputs = recorded_inputs(data, dataset)
+            count = len(inputs.get("images", inputs.get("input_ids", ())))
+            rows = [slice(None)] if padded else [slice(i, i + 1) for i in range(count)]
+            batches = [make_batch(spec, inputs, row) for row in rows]
+            with_middle = any(key.startswith(f"{dataset}/mid/") for key in data)
+            with_gradients = f"{dataset}/grad_norm" in data
+            results = run_case(case, spec, batches, with_middle, with_gradients)
+            table = Table(title + dataset, dtype)
+            compare(table, case, spec, dataset, data, truth, results)
+            yield table
+
+
+def datasets_of(data: Mapping[str, np.ndarray]) -> list[str]:
+    return list(dict.fromkeys(key.split("/")[0] for key in data if "/in/" in key))
+
+
+class Truth:
+    """The recorded arrays, in float64 where the file or its `_f64` sibling has that."""
+
+    def __init__(self, path: pathlib.Path, data: Mapping[str, np.ndarray], dtype: str):
+        sibling = path.with_name(path.stem + "_f64.npz")
+        self._double = data if dtype == "float64" else {}
+        if dtype == "float32" and sibling.exists():
+            self._double = np.load(sibling)
+        self._data = data
+
+    def __call__(self, key: str) -> np.ndarray:
+        return self._find(key)[0]
+
+    def dtype(self, key: str) -> str:
+        """The precision of the run that the array is from."""
+        return self._find(key)[1]
+
+    def _find(self, key: str) -> tuple[np.ndarray, str]:
+        dataset, rest = key.split("/", 1)
+        for source, name in ((self._data, f"{dataset}/f64/{rest}"), (self._double, key)):
+            if name in source and source[name].shape == self._data[key].shape:
+                return source[name], "float64"
+        return self._data[key], "float32"
+
+
+def check_names(path: pathlib.Path, data: Mapping[str, np.ndarray], case: Case) -> Table:
+    """Our parameters against the reference's lists of parameters and of saved tensors."""
+    table = Table(f"{path.stem}: names", case.model.dtype)
+    weights = {**case.params, **case.statistics}
+    state = mmf.export_state(weights, case.settings.loss.no_object_weight)
+    recorded = {name: tuple(shape) for name, shape, *_ in json.loads(str(data["state_dict"]))}
+    ours = {name: array.shape for name, array in state.items()}
+    different = sorted(set(recorded.items()) ^ set(ours.items()))
+    table.equal("state_dict entries", len(ours), len(recorded))
+    table.equal("state_dict names, shapes", len(different), 0, str(different[:3]))
+    parameters = {name: tuple(shape) for name, shape, _ in json.loads(str(data["params"]))}
+    mine = {name: array.shape for name, array in mmf.to_mmf(case.params).items()}
+    different = sorted(set(parameters.items()) ^ set(mine.items()))
+    table.equal("parameter names, shapes", len(different), 0, str(different[:3]))
+    total = sum(array.size for array in case.params.values())
+    table.equal("parameter count", total, case.meta.get("n_params", total), str(total))
+    return table
+
+
+def compare(
+    table: Table,
+    case: Case,
+    spec: TaskSpec,
+    dataset: str,
+    data: Mapping[str, np.ndarray],
+    truth: Truth,
+    results: Results,
+) -> None:
+    """Fills a table with everything the file records about a data set."""
+    gaps = json.loads(str(data[f"{dataset}/f32_err"])) if f"{dataset}/f32_err" in data else {}
+    keys = [key.removeprefix(f"{dataset}/") for key in data if key.startswith(f"{dataset}/")]
+    for key in keys:
+        kind = key.split("/")[0]
+        if kind in ("in", "f64", "f32_err", "match_gap", "grad_norm", "grad_probe", "post"):
+            continue
+        reference, gap = truth(f"{dataset}/{key}"), gaps.get(key, 0.0)
+        if kind == "out":
+            check_output(table, key, results, reference, gap)
+        elif kind == "match":
+            _, layer, image = key.split("/")
+            found = results.matches[int(layer), int(image)]
+            pairs = {(int(q), t) for t, q in enumerate(found) if q >= 0}
+            expected = {(int(q), int(t)) for q, t in reference.T}
+            table.equal("match", pairs == expected, True, f"in layer {layer}, image {image}")
+        elif kind in ("loss", "loss_raw"):
+            name = key.split("/")[1]
+            ours = (results.terms if kind == "loss" else results.raw).get(name, np.nan)
+            exact = "cardinality" in name
+            quantity = f"{kind}/{re.sub(r'_[0-9]+$', '', name)}"
+            if exact:
+                table.equal(quantity, ours, reference.astype(ours.dtype), name)
+            else:
+                table.close(quantity, ours, reference, gap=gap)
+        elif key == "total":
+            table.close("total", results.total, reference, gap=gap)
+        elif kind == "mid":
+            ours = results.middle.get(key.split("/")[1])
+            if ours is None:
+                table.row(key).problem = "not computed"
+            elif reference.dtype == bool:
+                table.equal(key, ours, reference)
+            else:
+                table.close(key, ours, reference, gap=gap)
+        else:
+            table.row(key).problem = "an unknown quantity"
+    recorded = {key.split("/")[1] for key in keys if key.startswith("loss/")}
+    if recorded:
+        table.equal("loss terms", sorted(results.terms) == sorted(recorded), True)
+    if "post/orig_size" in keys:
+        check_detections(table, spec, dataset, data, truth, results, gaps)
+    if "grad_norm" in keys:
+        check_gradients(table, data, dataset, truth, results)
+
+
+def check_output(table: Table, key: str, results: Results, reference: np.ndarray, gap) -> None:
+    outputs, *name = results.outputs, *key.split("/")[1:]
+    layer = -1
+    if name[0] == "aux":
+        layer, name = int(name[1]), ["aux", *name[2:]]
+    kind = name[-1]
+    if kind == "top_class":
+        return table.equal(key, outputs.logits[-1, ..., :-1].argmax(-1), reference)
+    ours = {
+        "hidden_states": lambda: outputs.hidden_states,
+        "pred_logits": lambda: outputs.logits[layer],
+        "pred_boxes": lambda: outputs.boxes_cxcywh[layer],
+        "scores": lambda: outputs.logits[-1],
+        "attr_logits": lambda: results.attribute_logits,
+    }[kind]()
+    # Large cases keep only every n-th query.
+    axis = reference.ndim - 2 if kind != "scores" else 0
+    if ours.ndim == reference.ndim and ours.shape[axis] > reference.shape[axis]:
+        step = ours.shape[axis] // reference.shape[axis]
+        ours = np.moveaxis(np.moveaxis(ours, axis, 0)[::step], 0, axis)
+    table.close("/".join(["out", *name]), ours, reference, gap=gap)
+
+
+def check_detections(
+    table: Table, spec: TaskSpec, dataset: str, data, truth: Truth, results: Results, gaps
+) -> None:
+    """Detections of every image at its original size."""
+    found = metrics.post_process(
+        results.outputs.logits[-1],
+        results.outputs.boxes_cxcywh[-1],
+        data[f"{dataset}/post/orig_size"],
+        results.attribute_logits,
+    )
+    for key in data:
+        if re.fullmatch(f"{dataset}/post/[0-9]+/.*", key):
+            _, _, image, name = key.split("/")
+            ours = found[int(image)].get(name, np.nan)
+            if name.endswith("labels"):
+                table.equal(f"post/{name}", ours, data[key], f"in image {image}")
+            else:
+                gap = gaps.get(f"post/{image}/{name}", 0.0)
+                table.close(f"post/{name}", ours, truth(key), gap=gap)
+
+
+def check_gradients(table: Table, data, dataset: str, truth: Truth, results: Results) -> None:
+    """Norm and probe of every tensor's gradient, and which tensors have none.
+
+    An activation that float32 cannot tell from zero may fall on either side of a ReLU, and one of
+    them can move a gradient by more than its tolerance. Wrong code is wrong in every rounding, so
+    a tensor that is off is given further ones: the same step with every weight moved to the next
+    float32 number. The best counts.
+    """
+    tensors = [name for name, *_ in json.loads(str(data["params"]))]
+    norms, probes = truth(f"{dataset}/grad_norm"), truth(f"{dataset}/grad_probe")
+    grads = results.gradients(0)
+    wrong = [
+        name for name, norm in zip(tensors, norms, strict=True) if np.isnan(norm) == (name in grads)
+    ]
+    table.equal("gradients reach", len(wrong), 0, f"at {wrong[:2]}")
+    total = np.sqrt(np.nansum(norms**2))
+    reference = {
+        name: np.array([norm, probe])
+        for name, norm, probe in zip(tensors, norms, probes, strict=True)
+        if name in grads and not np.isnan(norm)
+    }
+    zero = STRUCTURAL_ZERO[truth.dtype(f"{dataset}/grad_norm")] * total
+    zeros = [name for name, (norm, _) in reference.items() if norm < zero]
+    best = {name: norm_and_probe(name, grads[name]) for name in reference}
+    allowed = tolerance_of("grad_norm", table.dtype).relative
+
+    def error(name: str, found: np.ndarray) -> float:
+        return np.abs(found - reference[name]).max() / reference[name][0]
+
+    for rounding in range(1, ROUNDINGS if table.dtype == "float32" else 1):
+        off = [name for name in best if name not in zeros and error(name, best[name]) > allowed]
+        if not off:
+            break
+        grads = results.gradients(rounding)
+        for name in off:
+            best[name] = min(
+                best[name], norm_and_probe(name, grads[name]), key=functools.partial(error, name)
+            )
+    for name, found in best.items():
+        if name in zeros:
+            table.close("grad_zero", found, reference[name], scale=total)
+        else:
+            for key, ours, theirs in zip(("norm", "probe"), found, reference[name], strict=True):
+                table.close(f"grad_{key}", ours, theirs, scale=reference[name][0])
+
+
+def norm_and_probe(name: str, grad: np.ndarray) -> np.ndarray:
+    """A gradient's L2 norm, and its sum against the recipe's direction of that name."""
+    grad = grad.astype(np.float64)
+    return np.array(
+        [np.linalg.norm(grad), (grad * recipe.normal("probe/" + name, grad.shape)).sum()]
+    )

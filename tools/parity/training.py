@@ -1,0 +1,107 @@
+"""Trajectories: a recorded sequence of updates through the train step."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+
+from parity import recipe
+from parity.cases import Case, build_case, make_batch, optimizer_settings
+from parity.report import Table
+from unit_jax import optim, partitioning, train
+from unit_jax.batch import Batch
+from unit_jax.interop import mmf
+
+OPTIMIZERS = {"adam_w": "adam_w", "adam_w_skip_params_with_zero_grad": "adam_w_skip_zero_grad"}
+
+
+def check_training(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Iterator[Table]:
+    """Runs the recorded sequence of updates through the train step."""
+    meta = json.loads(str(data["meta"]))
+    for dtype in ("float32", "float64"):
+        with jax.enable_x64(dtype == "float64"):
+            case = build_case(meta, dtype)
+            mesh = partitioning.make_mesh(jax.devices()[:1])
+            schedule = functools.partial(optim.Optimizer, total_steps=meta["num_training_steps"])
+            gradients = train.make_gradients(
+                case.graph, case.settings, schedule(case.settings.optimizer), mesh
+            )
+            batches = {
+                dataset: partitioning.to_devices(training_batch(meta, case, dataset), mesh)
+                for dataset in set(meta["sequence"])
+            }
+            for name, ours in OPTIMIZERS.items():
+                if f"{name}/{dtype}/loss" not in data:
+                    continue
+                optimizer = schedule(optimizer_settings(meta, ours))
+                table = Table(f"{path.stem}: {name}", dtype)
+                check_trajectory(table, data, name, meta, case, optimizer, gradients, batches, mesh)
+                yield table
+
+
+def training_batch(meta: Mapping, case: Case, dataset: str) -> Batch:
+    given = meta["inputs"]
+    inputs = recipe.make_inputs(
+        given["case"],
+        dataset,
+        meta["model_config"],
+        given["sizes"],
+        given["text_len"],
+        given["counts"],
+    )
+    return make_batch(case.settings.tasks[mmf.TASKS[dataset]], inputs)
+
+
+def check_trajectory(
+    table: Table, data, name: str, meta, case: Case, optimizer, gradients, batches, mesh
+) -> None:
+    """One optimiser, one precision."""
+    truth = {key.split("/")[2]: data[key] for key in data if key.startswith(f"{name}/float64/")}
+    single = {key.split("/")[2]: data[key] for key in data if key.startswith(f"{name}/float32/")}
+    put = functools.partial(jax.device_put, device=partitioning.replicated(mesh))
+    params = {path: put(np.array(array)) for path, array in case.params.items()}
+    statistics = {path: put(array) for path, array in case.statistics.items()}
+    state = train.TrainState(params, statistics, put(optimizer.init(params)))
+    update = train.make_update(
+        dataclasses.replace(case.settings, optimizer=optimizer.settings), optimizer
+    )
+    groups = [
+        [path for tensor in group for path in mmf.RULES.paths(tensor)]
+        for group in json.loads(str(data["param_groups"]))
+    ]
+    for step, dataset in enumerate(meta["sequence"]):
+        logs, grads = gradients(state, batches[dataset])
+        state, info = update(state, grads, mmf.TASKS[dataset])
+        table.close("train/loss", logs["loss"], truth["loss"][step])
+        table.close("train/grad_norm", info["grad_norm"], truth["grad_norm_before_clip"][step])
+        for group, rate in zip(groups, truth["lr_per_group"][step], strict=True):
+            for path in group:
+                table.close("train/lr", optimizer.learning_rate(path, step), rate)
+
+    moved = {
+        path: np.asarray(state.params[path], np.float64) - np.asarray(start, np.float64)
+        for path, start in case.params.items()
+    }
+    moved = mmf.to_mmf(moved)
+    strict = optimizer.settings.name == "adam_w"
+    for i, (tensor, _, trainable) in enumerate(json.loads(str(data["params"]))):
+        steps = {int(state.optimizer.counts.get(path, 0)) for path in mmf.RULES.paths(tensor)}
+        expected = {int(truth["adam_steps"][i])}
+        fewer = not strict and len(steps) == 1 and max(steps) < max(expected)
+        table.equal("train/adam_steps", fewer or steps == expected, True, f"at {tensor}: {steps}")
+        if fewer or not trainable:
+            continue
+        ours = moved[tensor]
+        norm, probe = truth["move_norm"][i], truth["move_probe"][i]
+        gap = abs(single["move_norm"][i] - norm)
+        # A number moves by about the learning rate at each update. Much smaller movements are those
+        # of gradients that are zero by structure: rounding, which Adam turns into steps.
+        scale = max(norm, optimizer.settings.learning_rate if table.dtype == "float64" else 0.0)
+        table.close("train/move_norm", np.linalg.norm(ours), norm, gap=gap, scale=scale)
+        if table.dtype == "float64":  # float32 noise would decide
+            direction = recipe.normal("probe/" + tensor, ours.shape)
+            table.close("train/move_probe", (ours * direction).sum(), probe, scale=scale)
