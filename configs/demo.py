@@ -12,14 +12,14 @@ def values(arg: str | None = None) -> dict:
     config = unit.values(arg)
     tasks = config["tasks"]
     for name, ratio, queries in (
-        ("coco", 0.24, 12),
-        ("visual_genome", 0.14, 12),
-        ("vqa2", 0.16, 4),
-        ("snli_ve", 0.16, 4),
-        ("qnli", 0.08, 4),
-        ("mnli", 0.10, 4),
-        ("qqp", 0.07, 4),
-        ("sst2", 0.05, 4),
+        ("coco", 0.15, 12),
+        ("visual_genome", 0.10, 12),
+        ("vqa2", 0.11, 4),
+        ("snli_ve", 0.10, 4),
+        ("qnli", 0.16, 4),
+        ("mnli", 0.18, 4),
+        ("qqp", 0.13, 4),
+        ("sst2", 0.07, 4),
     ):
         tasks[name].update(ratio=ratio, num_queries=queries)
         if name not in ("coco", "visual_genome"):
@@ -29,11 +29,11 @@ def values(arg: str | None = None) -> dict:
         image_encoder=dict(width=64, layers=2, residual=True, task_embedding=True),
         text_encoder=dict(
             vocab_size=0,  # that of the prepared vocabulary
-            width=64,
+            width=96,
             layers=2,
             heads=4,
-            mlp_width=256,
-            max_positions=64,
+            mlp_width=384,
+            max_positions=32,
             task_embedding=True,
             task_rows=16,
         ),
@@ -44,38 +44,38 @@ def values(arg: str | None = None) -> dict:
         attention_dropout=0.0,
     )
     config["optimizer"].update(
-        learning_rate=1e-3,
-        backbone_learning_rate=1e-3,
-        clip_norm=1.0,
-        warmup_steps=200,
-        frozen=(),
+        learning_rate=4e-4,
+        backbone_learning_rate=4e-4,
+        warmup_steps=300,
+        frozen=("backbone.conv1",),
     )
     config["data"].update(
         data_dir="runs/demo/data",
         vocabulary="",
-        train_short_sides=(64, 68, 72),
-        train_max_side=96,
-        crop_short_sides=(72, 80),
-        crop_min=56,
-        crop_max=80,
+        train_short_sides=(56, 60, 64),
+        train_max_side=80,
+        crop_short_sides=(64, 72),
+        crop_min=48,
+        crop_max=72,
         crop_probability=0.3,
-        eval_short_side=72,
-        eval_max_side=96,
-        buckets=((80, 96), (96, 80)),
+        eval_short_side=64,
+        eval_max_side=80,
+        buckets=((80, 80),),
         max_objects=8,
         num_workers=0,
         num_threads=2,
         prefetch=4,
     )
     config["train"].update(
-        steps=6000,
-        batch_size=16,
+        steps=10_000,
+        batch_size=32,
         eval_batch_size=50,
-        eval_every=2000,
+        eval_every=2500,
         checkpoint_every=500,
         log_every=50,
         max_to_keep=2,
     )
+    config["report"]["blind_check"] = True
     config["init_from"] = dict(model="", backbone="", text_encoder="")
     return config
 

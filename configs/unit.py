@@ -113,6 +113,7 @@ def values(arg: str | None = None) -> dict:
             text_encoder="weights/bert-base-uncased",
         ),
         report=dict(
+            blind_check=False,  # also score with images exchanged and by a bag of words
             # Released joint model's validation figures (shared decoder, COCO init), from the
             # reference's model zoo; shown beside ours for orientation.
             paper={

@@ -11,13 +11,13 @@ from unit_jax.models.transformer import (
     LayerNorm,
     Linear,
     Memory,
+    bert_std,
     dropout,
     normal,
     prepend,
 )
 from unit_jax.settings import ModelSettings
 
-INITIAL_STD = 0.02  # of BERT's matrices
 EPS = 1e-12  # of BERT's layer norms
 PAD_ID = 0
 
@@ -36,10 +36,11 @@ class TextEncoder(nnx.Module):
             raise ValueError(
                 f"model.text_encoder: width {own.width} does not split into {own.heads} heads"
             )
-        words = normal(rngs, own.vocab_size, own.width, std=INITIAL_STD)
+        std = bert_std(own.width)
+        words = normal(rngs, own.vocab_size, own.width, std=std)
         self.word_embedding = nnx.Param(words[...].at[PAD_ID].set(0))
-        self.position_embedding = normal(rngs, own.max_positions, own.width, std=INITIAL_STD)
-        self.segment_embedding = normal(rngs, 2, own.width, std=INITIAL_STD)
+        self.position_embedding = normal(rngs, own.max_positions, own.width, std=std)
+        self.segment_embedding = normal(rngs, 2, own.width, std=std)
         self.embedding_norm = LayerNorm(own.width, EPS)
         self.task_embedding = normal(rngs, own.task_rows, own.width) if own.task_embedding else None
         self.layers = nnx.List(
@@ -54,7 +55,7 @@ class TextEncoder(nnx.Module):
             )
             for _ in range(own.layers)
         )
-        matrix = nnx.initializers.normal(INITIAL_STD)
+        matrix = nnx.initializers.normal(std)
         self.pooler = Linear(own.width, own.width, rngs=rngs, kernel_init=matrix, zero_bias=True)
         self.memory_projection = Linear(own.width, settings.decoder.width, rngs=rngs)
         self.position_projection = Linear(own.width, settings.decoder.width, rngs=rngs)

@@ -54,6 +54,15 @@ def torch_default(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Arra
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def bert_std(width: int) -> float:
+    """Standard deviation of BERT's fresh matrices: 0.02 at its width of 768.
+
+    At other widths scaled such that activations stay alike; a narrow encoder that started from
+    0.02 would pass almost nothing through its layers.
+    """
+    return 0.02 * math.sqrt(768 / width)
+
+
 def normal(rngs: nnx.Rngs, rows: int, width: int, std: float = 1.0) -> nnx.Param:
     """A table of embeddings, N(0, std) to start with."""
     return nnx.Param(std * jax.random.normal(rngs.params(), (rows, width), jnp.float32))
@@ -208,7 +217,7 @@ class EncoderLayer(nnx.Module):
         text: bool = False,
         pre_norm: bool = False,
     ):
-        matrix = nnx.initializers.normal(0.02) if text else xavier
+        matrix = nnx.initializers.normal(bert_std(width)) if text else xavier
         self.attention = Attention(
             width,
             heads,

@@ -1,0 +1,129 @@
+"""Generator, preparation, training, checkpoint, resume, evaluation: as a user runs them."""
+
+import json
+
+import pytest
+from etils import epath
+from PIL import Image
+
+from tests import tiny
+from unit_jax import checkpoints, evaluate, predict, setup, train
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("demo"))
+
+
+def _train(config: dict, workdir) -> list[dict]:
+    workdir = epath.Path(workdir)
+    workdir.mkdir(exist_ok=True)
+    assert train.train(setup.open_run(config), workdir) == 0
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def _numbers(log: list[dict]) -> list[dict]:
+    """The log without what depends on the clock or on what was compiled before."""
+    volatile = ("train/examples_per_second", "train/compilations")
+    return [{k: v for k, v in record.items() if k not in volatile} for record in log]
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """A run of six steps without interruption: (workdir, its log)."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, _train(tiny.values(data_dir), workdir)
+
+
+def test_a_run_leaves_log_checkpoints_report_and_picture(finished, capsys):
+    workdir, log = finished
+    steps = [record for record in log if "train/examples_per_second" in record]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"3", "6"}
+    rows = json.loads((workdir / "report.json").read_text())
+    assert [list(row) for row in rows] == [["task", "metric", "value", "baseline", "paper"]] * len(
+        rows
+    )
+    assert {(row["task"], row["metric"]) for row in rows} >= {
+        ("coco", "AP"), ("coco", "AP50"), ("coco", "APl"), ("vqa2", "vqa_accuracy"),
+        ("vqa2", "vqa_accuracy_images_exchanged"), ("vqa2", "vqa_accuracy_bag_of_words"),
+        ("qqp", "accuracy"), ("qqp", "f1"), ("qqp", "accuracy_bag_of_words_second_text"),
+    }  # fmt: skip
+    for task, headline in (("coco", "AP"), ("vqa2", "vqa_accuracy"), ("qqp", "accuracy")):
+        assert next(row["metric"] for row in rows if row["task"] == task) == headline
+    assert "| coco | AP |" in (workdir / "report.md").read_text()
+    with Image.open(workdir / "predictions.png") as picture:
+        assert picture.format == "PNG" and picture.width > 1000
+
+
+def test_the_same_seed_gives_the_same_numbers_also_across_a_resume(data_dir, finished, tmp_path):
+    """Stopped after three steps and continued: every logged number equals the whole run's."""
+    config = tiny.values(data_dir)
+    whole = _numbers(finished[1])
+    workdir = epath.Path(tmp_path / "parts")
+    workdir.mkdir()
+    run = setup.open_run(config)
+    original = train.save
+
+    def save_then_stop(saved, run, step, *rest):
+        original(saved, run, step, *rest)
+        saved.wait()
+        raise KeyboardInterrupt  # as `kill -9` right after a checkpoint would look to the folder
+
+    train.save = save_then_stop
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train.train(run, workdir)
+    finally:
+        train.save = original
+    assert checkpoints.locate(workdir)[1] == 3
+    assert _numbers(_train(config, workdir)) == whole
+
+
+def test_a_finished_run_only_prints_its_report(data_dir, finished, capsys):
+    workdir, log = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    assert _train(tiny.values(data_dir), workdir) == log
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert "vqa_accuracy" in capsys.readouterr().out
+
+
+def test_eval_mode_prints_the_same_numbers(data_dir, finished, tmp_path):
+    workdir, _ = finished
+    run = setup.open_run(tiny.values(data_dir))
+    evaluate.evaluate_checkpoint(run, workdir, epath.Path(tmp_path))
+    assert (tmp_path / "report.json").read_text() == (workdir / "report.json").read_text()
+    predict.predict_checkpoint(run, workdir / "checkpoints" / "6", epath.Path(tmp_path))
+    answers = json.loads((tmp_path / "predictions" / "vqa2-val.json").read_text())
+    assert len(answers) == len(run.data.split("vqa2", "val"))
+    assert set(answers[0]) == {"question_id", "answer"}
+    lines = (tmp_path / "predictions" / "qqp-val.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and len(lines) == 1 + len(run.data.split("qqp", "val"))
+
+
+def test_bad_input_is_one_error_before_training(data_dir, finished, tmp_path):
+    config = tiny.values(data_dir)
+    config["train"]["batch_size"] = 12
+    with pytest.raises(ValueError, match="train.batch_size = 12 cannot be split over 8 devices"):
+        setup.open_run(config)
+
+    config = tiny.values(data_dir, tasks=("coco", "snli_ve"))
+    with pytest.raises(ValueError, match="snli_ve: not prepared; run: python tools/prepare_data"):
+        setup.open_run(config)
+
+    config = tiny.values(data_dir)
+    config["init_from"]["backbone"] = "nowhere/detr.pth"
+    with pytest.raises(ValueError, match="init_from.backbone = 'nowhere/detr.pth' does not exist"):
+        setup.open_run(config, needs_initial_weights=True)
+
+    config = tiny.values(data_dir)
+    config["model"]["decoder"]["layers"] = 1
+    with pytest.raises(ValueError, match="unexpected: decoder.layers.1") as error:
+        train.train(setup.open_run(config), epath.Path(finished[0]))
+    assert "another --workdir" in str(error.value)
+
+    run = setup.open_run(tiny.values(data_dir))
+    metadata = run.metadata()
+    metadata["data"]["vocabulary"] = "0" * 64
+    with pytest.raises(ValueError, match="made with another vocabulary"):
+        run.check_metadata(metadata, "checkpoint 6")
