@@ -118,7 +118,7 @@ def test_bad_input_is_one_error_before_training(data_dir, finished, tmp_path):
 
     config = tiny.values(data_dir)
     config["model"]["decoder"]["layers"] = 1
-    with pytest.raises(ValueError, match="unexpected: decoder.layers.1") as error:
+    with pytest.raises(ValueError, match="model.decoder.layers = 2 there, 1 in this") as error:
         train.train(setup.open_run(config), epath.Path(finished[0]))
     assert "another --workdir" in str(error.value)
 

@@ -100,7 +100,21 @@ class Run:
         )
 
     def check_metadata(self, metadata: Mapping[str, Any], where: str) -> None:
-        """Raises ValueError if a checkpoint was made with another vocabulary or answer list."""
+        """Raises ValueError if a checkpoint was made by another model, or with another vocabulary
+        or answer list."""
+        made = metadata.get("settings", {}).get("model", {})
+        differences = [
+            f"model.{name} = {made_with!r} there, {now!r} in this config"
+            for name, made_with, now in _differences(
+                made, checkpoints.jsonable(dataclasses.asdict(self.settings.model))
+            )
+            if name not in _FREE_TO_CHANGE
+        ]
+        if differences:
+            raise ValueError(
+                f"{where} was made by another model: {'; '.join(differences)}; use its config, or "
+                "another --workdir"
+            )
         for name, fingerprint in fingerprints(self.data).items():
             saved = metadata.get("data", {}).get(name, fingerprint)
             if saved != fingerprint:
@@ -211,6 +225,28 @@ def _training_images(run: Run, count: int):
             if sum(len(x) for x in same) >= count or len(same) < len(images):
                 break
     return np.concatenate(same)[:count], np.concatenate(sizes[: len(same)])[:count]
+
+
+# What may change in the model from one run of a checkpoint to the next.
+_FREE_TO_CHANGE = (
+    "backbone.calibrate",
+    "dropout",
+    "attention_dropout",
+    "mask_padding",
+    "classify_all_layers",
+    "dtype",
+)
+
+
+def _differences(old: Mapping, new: Mapping, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(name, old value, new value) of what both nested dicts have, with different values."""
+    found = []
+    for key in sorted(old.keys() & new.keys()):
+        if isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
+            found += _differences(old[key], new[key], f"{prefix}{key}.")
+        elif old[key] != new[key]:
+            found.append((prefix + key, old[key], new[key]))
+    return found
 
 
 def best_metric(settings: Settings) -> str:

@@ -196,7 +196,7 @@ def start(run: setup.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints) 
     if newest is None:
         model = run.initial_model()
         return TrainState(**model, optimizer=run.replicate(optimizer.init(model["params"])))
-    run.check_metadata(checkpoints.metadata(newest), f"{checkpoints.directory}/{newest}")
+    _check(run, checkpoints)
     model = run.abstract_model()
     moments = jax.eval_shape(optimizer.init, model["params"])
     sharding = partitioning.replicated(run.mesh)
@@ -206,6 +206,11 @@ def start(run: setup.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints) 
     model, moments = checkpoints.restore(newest, model, moments._asdict())
     print(f"continuing from step {newest} in {checkpoints.directory}")
     return TrainState(**model, optimizer=optim.OptimizerState(**moments))
+
+
+def _check(run: setup.Run, checkpoints: Checkpoints) -> None:
+    newest = checkpoints.latest_step()
+    run.check_metadata(checkpoints.metadata(newest), f"{checkpoints.directory}/{newest}")
 
 
 def train(run: setup.Run, workdir: epath.Path) -> int:
@@ -220,8 +225,10 @@ def train(run: setup.Run, workdir: epath.Path) -> int:
         workdir / FOLDER, settings.max_to_keep, setup.best_metric(run.settings)
     )
     with contextlib.closing(checkpoints):
-        if checkpoints.latest_step() == settings.steps and report.show(workdir):
-            return 0
+        if checkpoints.latest_step() == settings.steps:
+            _check(run, checkpoints)
+            if report.show(workdir):
+                return 0
         state = start(run, optimizer, checkpoints)
         step = int(state.optimizer.step)
         train_step = make_train_step(run.graph, run.settings, optimizer, run.mesh)
@@ -264,17 +271,19 @@ def save(checkpoints: Checkpoints, run: setup.Run, step: int, state: TrainState,
 def stop_request() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C or SIGTERM sets; the second ends the process at once."""
     event = threading.Event()
+    before = {}
 
     def ask(number, frame):
         del frame
         event.set()
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, before[number])
 
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield event
         return
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
         yield event
     finally:
         for number, handler in before.items():

@@ -1,6 +1,7 @@
 """The model and the inputs that a file of reference numbers describes, in our terms."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ def build_case(
     args = config["base_args"]
     if args.get("position_embedding", "sine") != "sine" or not args.get("pass_pos_and_query", True):
         raise ValueError(f"{meta['case']}: only sine positions that are passed along are supported")
-    bert = args["bert_config"]
+    bert = args.get("bert_config", {})
     image_task, text_task = (
         args[f"use_task_embedding_in_{encoder}_encoder"] for encoder in ("img", "lang")
     )
@@ -53,7 +54,7 @@ def build_case(
             depths={"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[args["backbone"]],
             width=64,
             dilation=args["dilation"],
-            bn_eps=1e-5,
+            bn_eps=recorded_bn_eps(meta, config, args),
             calibrate=0,
         ),
         image_encoder=settings_lib.ImageEncoderSettings(
@@ -131,6 +132,17 @@ def build_case(
     )
 
 
+def recorded_bn_eps(*places: Mapping[str, Any]) -> float:
+    """The epsilon of the frozen batch norms, where a file switches it; else torchvision's."""
+    found = [
+        value
+        for place in places
+        for key, value in place.items()
+        if re.search("(bn|batch_?norm).*eps", key.lower())
+    ]
+    return float(found[0]) if found else 1e-5
+
+
 def task_spec(config: Mapping, group: str, dataset: str, head: Mapping) -> TaskSpec:
     """One data set's entry in the reference's configuration as an entry of our task table."""
     args = config["base_args"]
@@ -142,7 +154,7 @@ def task_spec(config: Mapping, group: str, dataset: str, head: Mapping) -> TaskS
         num_queries=args["num_queries"][group][dataset],
         num_labels=head["num_classes" if group == "detection" else "num_labels"],
         num_attributes=args["attribute_class_num"] if head.get("use_attr") else 0,
-        max_tokens=args["bert_config"].get("max_position_embeddings", 512),
+        max_tokens=args.get("bert_config", {}).get("max_position_embeddings", 512),
         cls_only=config["keep_only_bert_cls"].get(group, {}).get(dataset, False),
         soft_targets=head.get("loss_type") == "binary_cross_entropy_with_logits",
     )

@@ -25,7 +25,7 @@ from unit_jax.models.transformer import Keys
 from unit_jax.models.unit import Unit, used_parameters
 from unit_jax.tasks import TaskSpec
 
-ROUNDINGS = 4  # in which a float32 gradient is tried; see `check_gradients`
+ROUNDINGS = 8  # in which a float32 gradient is tried; see `check_gradients`
 
 
 @dataclasses.dataclass
@@ -340,8 +340,8 @@ def check_gradients(table: Table, data, dataset: str, truth: Truth, results: Res
 
     An activation that float32 cannot tell from zero may fall on either side of a ReLU, and one of
     them can move a gradient by more than its tolerance. Wrong code is wrong in every rounding, so
-    a tensor that is off is given further ones: the same step with every weight moved to the next
-    float32 number. The best counts.
+    a tensor that is off is given further ones: the same step with every learned weight moved to
+    a neighbouring float32 number. The best counts.
     """
     tensors = [name for name, *_ in json.loads(str(data["params"]))]
     norms, probes = truth(f"{dataset}/grad_norm"), truth(f"{dataset}/grad_probe")

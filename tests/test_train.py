@@ -1,0 +1,85 @@
+"""The train step: any number of devices and either matcher give the same update."""
+
+import dataclasses
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from tests import tiny
+from unit_jax import optim, partitioning, setup, train
+from unit_jax.data import loader
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("demo"), ("visual_genome", "snli_ve"))
+
+
+@pytest.fixture(scope="module")
+def steps(data_dir):
+    """update(devices, matcher, batch of each task) -> params and logs after both tasks' steps."""
+    config = tiny.values(data_dir, ("visual_genome", "snli_ve"))
+    run = setup.open_run(config)
+    with loader.train_batches(run.settings, run.data) as batches:
+        by_task = {}
+        for batch in batches:
+            by_task.setdefault(batch.task, batch)
+        assert set(by_task) == {"visual_genome", "snli_ve"}
+    fresh = jax.device_get(run.fresh_model())
+
+    def update(devices: int, matcher: str = "scipy"):
+        settings = dataclasses.replace(
+            run.settings, loss=dataclasses.replace(run.settings.loss, matcher=matcher)
+        )
+        mesh = partitioning.make_mesh(jax.devices()[:devices])
+        # Past the warm-up, so that the very first update moves something.
+        optimizer = optim.Optimizer(dataclasses.replace(settings.optimizer, warmup_steps=0), 100)
+        state = train.TrainState(**fresh, optimizer=optimizer.init(fresh["params"]))
+        state = jax.device_put(state, partitioning.replicated(mesh))
+        step = train.make_train_step(run.graph, settings, optimizer, mesh)
+        logs = {}
+        for task, batch in by_task.items():
+            state, logs[task] = step(state, partitioning.to_devices(batch, mesh))
+        return jax.device_get((state, logs))
+
+    return update
+
+
+def test_eight_devices_update_as_one_does(steps):
+    state, logs = steps(8)
+    alone, logs_alone = steps(1)
+    for task in logs:
+        for name, value in logs_alone[task].items():
+            np.testing.assert_allclose(logs[task][name], value, rtol=2e-4, err_msg=name)
+    assert {"loss", "loss_ce", "loss_attr_0", "grad_norm"} <= set(logs["visual_genome"])
+    # Adam's first steps have the size of the rate whatever the gradient, so rounding may turn a
+    # gradient that is zero but for noise: most parameters agree, none differs by more than a step.
+    different = total = 0
+    for path, value in alone.params.items():
+        gap = np.abs(state.params[path] - value)
+        assert gap.max() < 5e-3, path
+        different, total = different + (gap > 2e-5).sum(), total + gap.size
+    assert different < 0.02 * total
+    moved = {path for path in alone.params if int(alone.optimizer.counts.get(path, 0))}
+    assert any(p.startswith("heads.visual_genome.attributes") for p in moved)
+    assert not any("pooler" in p or p == "backbone.conv1.kernel" for p in moved)
+
+
+def test_the_solver_on_the_device_gives_the_same_losses(steps):
+    _, on_host = steps(1)
+    _, on_device = steps(1, "device")
+    for name, value in on_host["visual_genome"].items():
+        np.testing.assert_allclose(on_device["visual_genome"][name], value, rtol=1e-5)
+
+
+def test_the_first_interrupt_asks_and_the_second_insists():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), train.stop_request() as stop:
+        assert not stop.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
