@@ -46,7 +46,7 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
     "pattern": ("what pattern is on the {shape}", "which pattern does the {shape} have"),
 }
 
-FACTS = ("the {shape} is {value}", "the {shape} looks {value}", "the {shape} is {value} in {name}")
+FACTS = ("the {shape} is {value}", "the {shape} looks {value}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,36 +277,35 @@ def _property(chooser: Chooser, exclude: Sequence[str] = ()) -> str:
     return chooser.choice([name for name in PROPERTIES if name not in exclude])
 
 
-def _state(chooser: Chooser, fact: Fact, forms: Sequence[str] = FACTS) -> str:
-    shape, name, value = fact
-    return chooser.choice(forms).format(shape=shape, value=value, name=name)
+def _state(chooser: Chooser, fact: Fact) -> str:
+    shape, _, value = fact
+    return chooser.choice(FACTS).format(shape=shape, value=value)
 
 
 def _state_all(chooser: Chooser, facts: Sequence[Fact], frames: Sequence[str]) -> str:
-    # Three facts in their short forms: a pair stays within 32 tokens.
-    forms, joints = FACTS, (" and ", ", and ", " while ")
-    if len(facts) > 2:
-        forms, joints = FACTS[:2], (" and ", " while ")
-    joined = chooser.choice(joints).join([_state(chooser, fact, forms) for fact in facts])
+    joined = chooser.choice((" and ", " while ")).join([_state(chooser, fact) for fact in facts])
     return sentence(chooser.choice(frames).format(joined))
 
 
-QNLI_FRAMES = ("{}", "in the picture {}", "note that {}", "{} here", "{} in the picture")
+QNLI_FRAMES = ("{}", "{} here")
 
 
 def qnli(chooser: Chooser, label: str) -> Pair:
     """A question and a sentence with one or two facts: does the sentence answer the question?
 
-    A question that is not answered asks for another shape, for another property, or (two facts)
-    for one shape's property of the other.
+    A question that is not answered is about something else altogether, or close: it asks for
+    another shape, for another property, or (two facts) for one shape's property of the other.
     """
     names = ("color", "color", "color", "size", "pattern")
-    shapes = chooser.sample(SHAPES, 2 if chooser.chance(0.25) else 1)
+    shapes = chooser.sample(SHAPES, 2 if chooser.chance(0.15) else 1)
     facts = [(shape, chooser.choice(names)) for shape in shapes]
     text = _state_all(
         chooser, [(s, name, _value(chooser, s, name)) for s, name in facts], QNLI_FRAMES
     )
     shape, name = chooser.choice(facts)
+    if label == "not_entailment" and chooser.chance(0.4):
+        shape = chooser.choice([s for s in SHAPES if s not in dict(facts)])
+        name = chooser.choice(names)
     while label == "not_entailment" and (shape, name) in facts:
         shape, name = chooser.choice(facts)
         # "color" is given up for one of the others as often as they are for it, so that what is
@@ -318,7 +317,7 @@ def qnli(chooser: Chooser, label: str) -> Pair:
     return Pair(_request(chooser, chooser.choice(QUESTIONS[name]).format(shape=shape)), text, label)
 
 
-_REQUESTS = ("{}", "{} here", "{} now", "{} in here", "{} in the picture", "{} in this picture")
+_REQUESTS = ("{}", "{} here", "{} now")
 
 
 def _request(chooser: Chooser, question: str) -> str:
@@ -326,21 +325,21 @@ def _request(chooser: Chooser, question: str) -> str:
 
 
 MNLI_FRAMES = {
-    "caption": ("{}", "in the picture {}", "{} here"),
-    "note": ("note that {}", "look how {}", "see, {}"),
+    "caption": ("{}", "{} here"),
+    "note": ("see, {}", "so {}"),
 }
 MNLI_MISMATCHED_FRAMES = {
-    "report": ("we see that {}", "in this picture {}", "we note that {}"),
-    "story": ("{} in the picture", "look, {}", "look here, {}"),
+    "report": ("we see that {}", "we see {}"),
+    "story": ("look, {}", "look here, {}"),
 }
-_CLAIMS = ("{}", "so {}", "we see that {}", "{} here", "look, {}")
+_CLAIMS = ("{}", "so {}", "{} here")
 
 
 def mnli(chooser: Chooser, label: str, *, mismatched: bool = False) -> Pair:
     """A premise with one to three facts and a hypothesis that it states, denies or leaves open.
 
-    The premise has the same fact, another value for it, or only facts about other shapes or other
-    properties.
+    The premise has the same fact, another value for it, or only others: about another shape,
+    another property, or both.
     """
     shape = chooser.choice(SHAPES)
     name = _property(chooser)
@@ -350,7 +349,11 @@ def mnli(chooser: Chooser, label: str, *, mismatched: bool = False) -> Pair:
         key = (shape, name, value)
     elif label == "contradiction":
         key = (shape, name, _value(chooser, shape, name, exclude=[value]))
-    elif chooser.chance(0.7):
+    elif chooser.chance(0.5):
+        other = chooser.choice([s for s in SHAPES if s != shape])
+        other_name = _property(chooser)
+        key = (other, other_name, _value(chooser, other, other_name))
+    elif chooser.chance(0.6):
         other = chooser.choice([s for s in SHAPES if s != shape])
         same_value = chooser.chance(0.5) and not (name == "color" and value != chooser.color(other))
         key = (other, name, value if same_value else _value(chooser, other, name))
@@ -358,7 +361,7 @@ def mnli(chooser: Chooser, label: str, *, mismatched: bool = False) -> Pair:
         other = _property(chooser, exclude=[name])
         key = (shape, other, _value(chooser, shape, other))
     facts = [key]
-    for _ in range(chooser.choice((0, 0, 0, 0, 0, 1, 1, 2))):
+    for _ in range(chooser.choice((0, 0, 0, 0, 0, 0, 0, 1))):
         others = [s for s in SHAPES if s != shape and s not in {fact[0] for fact in facts}]
         other, other_name = chooser.choice(others), _property(chooser)
         facts.append((other, other_name, _value(chooser, other, other_name)))
@@ -390,20 +393,32 @@ _PARAPHRASES: Mapping[str, tuple[str, ...]] = {
 _PLACES = ("left", "right", "upper", "lower")
 
 
+def _kind(chooser: Chooser) -> str:
+    return chooser.choices(tuple(_PARAPHRASES), (2, 2, 2, 3, 1))[0]
+
+
+def _extra(chooser: Chooser, kind: str) -> str:
+    words = (*SIZES, *TEXTURES) if kind in ("there", "number") else _PLACES
+    return chooser.choice(words) + " "
+
+
 def qqp(chooser: Chooser, label: str) -> Pair:
-    """Two questions: the same one in other words, or one that differs in a single slot."""
-    kind = chooser.choices(tuple(_PARAPHRASES), (2, 2, 2, 3, 1))[0]
+    """Two questions: the same one in other words, or another one; half of those are close, with
+    a single slot that differs."""
+    kind = _kind(chooser)
     color, shape = chooser.pair()
     # A further word that both questions have, or none.
-    extra = ""
-    if chooser.chance(0.7):
-        about_looks = kind in ("there", "number")
-        extra = chooser.choice((*SIZES, *TEXTURES) if about_looks else _PLACES) + " "
+    extra = _extra(chooser, kind) if chooser.chance(0.3) else ""
     words = chooser.choice(_PARAPHRASES[kind])
     second = _request(chooser, words.format(extra=extra, color=color, shape=shape))
 
     slot = ""
-    if label == "0":
+    if label == "0" and chooser.chance(0.5):
+        shape = chooser.choice([s for s in SHAPES if s != shape])
+        color = chooser.color(shape, exclude=[color])
+        kind = _kind(chooser)
+        extra = _extra(chooser, kind) if extra else ""
+    elif label == "0":
         slots = ("color", "shape") if kind in ("there", "number") else ("shape", "shape", "kind")
         slot = chooser.choice(slots)
     if slot == "color":
