@@ -1,7 +1,6 @@
 """The embedded demo: the paper's architecture and code path, small enough for two CPU cores.
 
-Differs from configs/unit.py in sizes, rates, ratios, image shapes, what is frozen (nothing: no
-pretrained backbone is at hand) and in `backbone.calibrate`.
+Differs from configs/unit.py in sizes, rates, ratios, image shapes and in `backbone.calibrate`.
 """
 
 from configs import unit
@@ -12,18 +11,18 @@ def values(arg: str | None = None) -> dict:
     config = unit.values(arg)
     tasks = config["tasks"]
     for name, ratio, queries in (
-        ("coco", 0.15, 12),
-        ("visual_genome", 0.10, 12),
-        ("vqa2", 0.11, 4),
-        ("snli_ve", 0.10, 4),
-        ("qnli", 0.16, 4),
+        ("coco", 0.20, 8),
+        ("visual_genome", 0.11, 8),
+        ("vqa2", 0.13, 4),
+        ("snli_ve", 0.07, 4),
+        ("qnli", 0.15, 4),
         ("mnli", 0.18, 4),
-        ("qqp", 0.13, 4),
-        ("sst2", 0.07, 4),
+        ("qqp", 0.12, 4),
+        ("sst2", 0.04, 4),
     ):
         tasks[name].update(ratio=ratio, num_queries=queries)
         if name not in ("coco", "visual_genome"):
-            tasks[name].update(max_tokens=14 if name in ("vqa2", "snli_ve") else 32)
+            tasks[name].update(max_tokens=14 if name in ("vqa2", "snli_ve") else 24)
     config["model"].update(
         backbone=dict(depths=(1, 1, 1, 1), width=16, dilation=True, bn_eps=1e-5, calibrate=64),
         image_encoder=dict(width=64, layers=2, residual=True, task_embedding=True),
@@ -44,10 +43,9 @@ def values(arg: str | None = None) -> dict:
         attention_dropout=0.0,
     )
     config["optimizer"].update(
-        learning_rate=4e-4,
-        backbone_learning_rate=4e-4,
-        warmup_steps=300,
-        frozen=("backbone.conv1",),
+        learning_rate=6e-4,
+        backbone_learning_rate=6e-4,
+        warmup_steps=2500,
     )
     config["data"].update(
         data_dir="runs/demo/data",
@@ -67,10 +65,10 @@ def values(arg: str | None = None) -> dict:
         prefetch=4,
     )
     config["train"].update(
-        steps=10_000,
+        steps=13_500,
         batch_size=32,
         eval_batch_size=50,
-        eval_every=2500,
+        eval_every=4500,
         checkpoint_every=500,
         log_every=50,
         max_to_keep=2,

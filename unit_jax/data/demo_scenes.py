@@ -1,6 +1,6 @@
 """The demo world: what exists in it, how a scene is drawn at random, how it is rendered.
 
-A scene is a picture of one to four things (a shape in a colour, a size and a texture) on a pale
+A scene is a picture of one to three things (a shape in a colour, a size and a texture) on a pale
 background. Every fact about the world is a constant of this module; texts (`demo_text.py`) and
 files (`demo.py`) follow from the scenes.
 """
@@ -25,7 +25,7 @@ COLORS: Mapping[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "black": ((26, 26, 30), (172, 172, 176)),
 }
 # Side of the square that a thing fills, as a share of the picture's short side.
-SIZES: Mapping[str, tuple[float, float]] = {"small": (0.28, 0.34), "big": (0.46, 0.58)}
+SIZES: Mapping[str, tuple[float, float]] = {"small": (0.34, 0.42), "big": (0.54, 0.68)}
 TEXTURES = ("plain", "striped", "dotted")
 BACKGROUNDS = ("flat", "gradient", "clouds", "grain")
 
@@ -37,7 +37,7 @@ UNSEEN_SHARE = 0.1
 
 LONG_SIDES = (84, 112)
 ASPECT_RATIOS = (4 / 3, 4 / 3, 3 / 2, 1.0, 3 / 4, 2 / 3)  # width / height, most often landscape
-NUM_THINGS = (1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 4)
+NUM_THINGS = (1, 1, 1, 1, 2, 2, 2, 3)
 MAX_COVER = 0.2  # largest share of the smaller of two boxes that the other may cover
 CURTAIN = (0.30, 0.38)  # width of the curtain as a share of the long side
 CURTAIN_GREY = 104
