@@ -95,7 +95,15 @@ def test_table_counts_what_is_off():
     assert not double.rows["out/scores"].ok
 
 
-def test_unknown_files_are_an_error(tmp_path):
+def test_files_that_cannot_be_checked_are_named_and_the_others_still_checked(tmp_path, capsys):
     np.savez(tmp_path / "other.npz", x=np.zeros(2))
-    with pytest.raises(ValueError, match="other.npz: not a file of reference numbers"):
-        check_parity.main([str(tmp_path / "other.npz")])
+    cut = PROCESSING.read_bytes()[:-1000]
+    (tmp_path / "cut.npz").write_bytes(cut)
+    files = [tmp_path / "other.npz", tmp_path / "cut.npz", tmp_path / "none.npz", PROCESSING]
+    assert check_parity.main(list(map(str, files))) == 1
+    printed = capsys.readouterr()
+    assert "12 of 12 quantities agree" in printed.out
+    first, second, third = printed.err.splitlines()
+    assert first.endswith("other.npz: not a file of reference numbers that this tool knows")
+    assert "cut.npz: damaged or not an .npz file" in second
+    assert third.endswith("none.npz: no such file")
