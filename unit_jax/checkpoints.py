@@ -78,6 +78,10 @@ class Checkpoints:
             step, args=ocp.args.Composite(**items), metrics=dict(metrics) if metrics else None
         )
 
+    def has_optimizer(self, step: int) -> bool:
+        """Whether training can go on from it; a converted checkpoint holds a model only."""
+        return (self.directory / str(step) / "optimizer").exists()
+
     def metadata(self, step: int) -> dict[str, Any]:
         return self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
 
