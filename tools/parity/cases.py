@@ -176,12 +176,14 @@ def build_case(
 
 def recorded_bn_eps(meta: Mapping[str, Any]) -> float:
     """The epsilon of the frozen batch norms, wherever a file records it; else torchvision's."""
-    for key, value in meta.items():
-        if isinstance(value, Mapping):
-            if (found := recorded_bn_eps(value)) != BN_EPS:
-                return found
-        elif "eps" in key.lower() and re.search("bn|batch_?norm", key.lower()):
-            return float(value)
+    groups = [("", meta)]
+    for place, group in groups:  # grows on the way
+        for key, value in group.items():
+            path = f"{place}.{key}".lower()
+            if isinstance(value, Mapping):
+                groups.append((path, value))
+            elif "eps" in path and re.search("bn|(?<!layer)(?<!layer_)norm", path):
+                return float(value)
     return BN_EPS
 
 

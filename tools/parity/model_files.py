@@ -353,7 +353,8 @@ def check_gradients(table: Table, data, dataset: str, truth: Truth, results: Res
     An activation that float32 cannot tell from zero may fall on either side of a ReLU, and one of
     them can move a gradient by more than its tolerance. Wrong code is wrong in every rounding, so
     a tensor that is off is given further ones: the same step with every learned weight moved to
-    a neighbouring float32 number. The best counts, and the table says how many tensors needed it.
+    a neighbouring float32 number. The best counts, and the table says how many tensors needed
+    how many of them.
     """
     tensors = [name for name, *_ in json.loads(str(data["params"]))]
     norms, probes = truth(f"{dataset}/grad_norm"), truth(f"{dataset}/grad_probe")
@@ -372,7 +373,7 @@ def check_gradients(table: Table, data, dataset: str, truth: Truth, results: Res
     zeros = [name for name, (norm, _) in reference.items() if norm < zero]
     best = {name: norm_and_probe(name, grads[name]) for name in reference}
     allowed = tolerance_of("grad_norm", table.dtype).relative
-    nudged: set[str] = set()
+    nudged, roundings = set(), 0
 
     def error(name: str, found: np.ndarray) -> float:
         return np.abs(found - reference[name]).max() / reference[name][0]
@@ -382,6 +383,7 @@ def check_gradients(table: Table, data, dataset: str, truth: Truth, results: Res
         if not off:
             break
         nudged.update(off)
+        roundings = rounding
         grads = results.gradients(rounding)
         for name in off:
             best[name] = min(
@@ -394,7 +396,7 @@ def check_gradients(table: Table, data, dataset: str, truth: Truth, results: Res
             for key, ours, theirs in zip(("norm", "probe"), found, reference[name], strict=True):
                 table.close(f"grad_{key}", ours, theirs, scale=reference[name][0])
     if nudged:
-        table.row("grad_probe").note = f"({len(nudged)} tensors in another rounding)"
+        table.row("grad_probe").note = f"({len(nudged)} tensors in the best of {roundings + 1})"
 
 
 def norm_and_probe(name: str, grad: np.ndarray) -> np.ndarray:
