@@ -183,6 +183,7 @@ def test_problems_are_told_and_leave_nothing(tmp_path, config, capsys):
     assert "exists already" in error(**source, **target | {"output": tmp_path / "old"})
     assert "no such file" in error(**source, **target | {"config": "none.py"})
     assert "no checkpoint" in error(to="mmf", input=tmp_path / "old", output=tmp_path / "x.pth")
+    assert "no checkpoint" in error(to="mmf", input=tmp_path / "cut.pth", output=tmp_path / "x.pth")
     assert "end in .pth or .safetensors" in error(to="mmf", input=tmp_path, output=tmp_path / "x")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == before
 

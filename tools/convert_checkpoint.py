@@ -91,18 +91,22 @@ def import_checkpoint(source: str, path: str, settings: Settings, output: str) -
         built = Unit(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
         return functional.split(built)[1:]
 
+    params, statistics = jax.eval_shape(model)
+    expected = {
+        name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+        for name, leaf in {**params, **statistics}.items()
+    }
     if source == "mmf":
-        params, statistics = jax.eval_shape(model)
-        expected = {**params, **statistics}
         state = torch_files.load_state_dict(path)
         with init_from.naming(path):
             arrays = mmf.import_state(state, expected)
         print(f"{path}: {len(state)} entries read, {len(arrays)} arrays filled, none left over")
     else:
-        params, statistics = jax.jit(model)()
-        expected = {name: np.asarray(array) for name, array in {**params, **statistics}.items()}
         fill = dict(detr=init_from.backbone_from_detr, bert=init_from.text_encoder_from_bert)
+        # Zeros do to find what does not fit, before the time goes into a fresh model.
         arrays, report = fill[source](expected, path)
+        made_params, made_statistics = jax.jit(model)()
+        arrays = {**made_params, **made_statistics} | {name: arrays[name] for name in report.loaded}
         print(f"{report}\n  all else is fresh (seed {settings.seed})")
     groups = {
         group: {

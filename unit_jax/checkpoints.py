@@ -154,7 +154,7 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int]:
     if path.name.isdigit() and path.exists():
         return path.parent, int(path.name)
     for folder in (path / FOLDER, path):
-        if folder.exists():
+        if folder.is_dir():
             steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
             if steps:
                 return folder, max(steps)
