@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 
-.PHONY: demo demo-fresh test test-slow parity lint lock clean
+.PHONY: demo demo-fresh test test-slow parity parity-files lint lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/make_demo_data.py --output $(DEMO)/source
@@ -21,9 +21,14 @@ test: $(VENV)/.installed
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow
 
-# Full-size comparison with the reference: make parity PARITY_DIR=folder-of-npz-files
-parity: $(VENV)/.installed
+# Comparison with the reference's numbers: make parity PARITY_DIR=folder-of-npz-files
+parity: parity-files $(VENV)/.installed
 	$(BIN)/python tools/check_parity.py $(PARITY_DIR)/*.npz
+
+parity-files:
+	@ls $(PARITY_DIR)/*.npz >/dev/null 2>&1 || { \
+	  echo "'$(PARITY_DIR)' holds no .npz files; give the folder of the reference's numbers:"; \
+	  echo "make parity PARITY_DIR=FOLDER"; exit 2; } >&2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

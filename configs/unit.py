@@ -1,7 +1,8 @@
 """The paper's run: eight datasets, one shared decoder (MMF all_8_datasets/shared_dec).
 
 Every hyper-parameter is here; other configs change some of them. Variants are arguments, joined
-by commas: `--config=configs/unit.py:separate_decoders,no_task_embedding`.
+by commas: `--config=configs/unit.py:separate_decoders,no_task_embedding`. Names of tasks select
+these tasks: `configs/unit.py:coco,separate_decoders` is the single-task run on COCO.
 """
 
 
@@ -128,12 +129,18 @@ def values(arg: str | None = None) -> dict:
             },
         ),
     )
-    for variant in filter(None, (arg or "").split(",")):
-        if variant not in VARIANTS:
+    variants = list(filter(None, (arg or "").split(",")))
+    tasks = [variant for variant in variants if variant in config["tasks"]]
+    for variant in variants:
+        if variant not in VARIANTS and variant not in tasks:
             raise ValueError(
-                f"configs/unit.py: unknown variant {variant!r}; known: {', '.join(VARIANTS)}"
+                f"configs/unit.py: unknown variant {variant!r}; known: {', '.join(VARIANTS)}, "
+                f"and the tasks {', '.join(config['tasks'])}"
             )
-        VARIANTS[variant](config)
+        if variant in VARIANTS:
+            VARIANTS[variant](config)
+    if tasks:
+        config["tasks"] = {name: config["tasks"][name] for name in tasks}
     return config
 
 

@@ -2,13 +2,17 @@
 
 import importlib.util
 import json
+import os
 import pathlib
+import pickle
 import re
+import tarfile
 
 import numpy as np
 import official_files
 import pytest
 from test_interop_detr_bert import assert_same, bert_state, detr_state, fresh, small_settings
+from test_interop_torch_files import Call
 
 from unit_jax import checkpoints
 from unit_jax.data import prepare
@@ -62,7 +66,9 @@ def test_mmf_goes_in_and_out_to_the_bit(tmp_path, config, capsys, suffix, varian
     folder, file = tmp_path / "run", tmp_path / f"back{suffix}"
     options = {"from": "mmf", "input": tmp_path / "unit.pth", "config": config + variant}
     assert run(**options, output=folder, bn_eps=0) == 0
-    assert "epsilon of the frozen batch norms: 0 " in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "epsilon of the frozen batch norms: 0, saved with the settings" in printed
+    assert f"--config.model.backbone.bn_eps=0 --mode=eval --checkpoint={folder}" in printed
     arrays, metadata = init_from.read_checkpoint(folder)
     assert metadata["settings"]["model"]["backbone"]["bn_eps"] == 0
     assert_same(arrays, fresh(small_settings(shared=not variant)))
@@ -93,6 +99,47 @@ def test_detr_and_bert_fill_a_fresh_model(tmp_path, config, capsys):
     assert_same(torch_files.load_state_dict(tmp_path / "o.safetensors"), ours)
 
 
+def test_the_zoos_tar_of_a_wrapped_model_in_old_spelling(tmp_path, config, capsys):
+    """As `unit_final.pth` of a run on several GPUs, packed with its configuration."""
+    arrays = fresh(small_settings())
+    state = {
+        "module." + name.replace("unit_base_model.", "detr_model."): array
+        for name, array in mmf.export_state(arrays).items()
+    }
+    torch_files.save_pth(tmp_path / "unit.pth", state)
+    (tmp_path / "config.yaml").write_text("model: unit")
+    with tarfile.open(tmp_path / "unit.tar.gz", "w:gz") as archive:
+        for name in ("config.yaml", "unit.pth"):
+            archive.add(tmp_path / name, f"unit/{name}")
+    options = {"from": "mmf", "input": tmp_path / "unit.tar.gz", "config": config}
+    assert run(**options, output=tmp_path / "run") == 0
+    assert "want --bn_eps=0" in capsys.readouterr().out
+    assert_same(init_from.read_checkpoint(tmp_path / "run")[0], arrays)
+
+
+@pytest.mark.parametrize("source", ["mmf", "detr", "bert"])
+def test_hostile_and_damaged_files_are_refused_and_leave_nothing(tmp_path, config, capsys, source):
+    whole, bad, output = tmp_path / "whole.pth", tmp_path / "bad.pth", tmp_path / "out" / "run"
+    states = {"mmf": lambda: mmf.export_state(fresh(small_settings()))}
+    states |= {"detr": detr_state, "bert": bert_state}
+    state = states[source]()
+    torch_files.save_pth(whole, state)
+    content = whole.read_bytes()
+    flipped = bytearray(content)
+    flipped[content.index(max(state.values(), key=np.size).tobytes()) + 9] ^= 16  # in a weight
+    mark = tmp_path / "executed"
+    attack = pickle.dumps({"weight": Call(os.system, f"touch {mark}")}, 2)
+    for damage, message in (
+        (content[: len(content) // 3], r"bad\.pth: damaged or not a checkpoint"),
+        (bytes(flipped), r"bad\.pth: damaged.*CRC"),
+        (attack, r"bad\.pth: refused: the file asks for os\.system.*nothing was executed"),
+    ):
+        bad.write_bytes(damage)
+        assert run(**{"from": source}, input=bad, config=config, output=output) == 1
+        assert re.search(message, capsys.readouterr().err)
+        assert not output.parent.exists() and not mark.exists()
+
+
 def test_a_converted_checkpoint_is_something_to_start_from(tmp_path, config):
     arrays = fresh(small_settings(), seed=3)
     torch_files.save_pth(tmp_path / "unit.pth", mmf.export_state(arrays))
@@ -103,7 +150,7 @@ def test_a_converted_checkpoint_is_something_to_start_from(tmp_path, config):
     name = "decoders.coco.layers.1.self_attention.query.kernel"
     np.testing.assert_array_equal(after[name], arrays[name.replace("decoders.coco", "decoder")])
     assert "queries.sst2" in report.fresh and "queries.vqa2" in report.ignored
-    with pytest.raises(ValueError, match=r"epsilon 1e-05, this config's 0; set config\.model"):
+    with pytest.raises(ValueError, match=r"epsilon 1e-05, this config's 0; set --config\.model"):
         init_from.model_from_unit(fresh(settings), tmp_path / "run", bn_eps=0.0)
 
 
@@ -136,6 +183,7 @@ def test_problems_are_told_and_leave_nothing(tmp_path, config, capsys):
     assert "exists already" in error(**source, **target | {"output": tmp_path / "old"})
     assert "no such file" in error(**source, **target | {"config": "none.py"})
     assert "no checkpoint" in error(to="mmf", input=tmp_path / "old", output=tmp_path / "x.pth")
+    assert "no checkpoint" in error(to="mmf", input=tmp_path / "cut.pth", output=tmp_path / "x.pth")
     assert "end in .pth or .safetensors" in error(to="mmf", input=tmp_path, output=tmp_path / "x")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == before
 

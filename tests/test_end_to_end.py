@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
 
 from tests import tiny
+from tests.test_convert_checkpoint import convert
 from unit_jax import checkpoints, evaluate, predict, setup, train
 
 
@@ -127,3 +129,31 @@ def test_bad_input_is_one_error_before_training(data_dir, finished, tmp_path):
     metadata["data"]["vocabulary"] = "0" * 64
     with pytest.raises(ValueError, match="made with another vocabulary"):
         run.check_metadata(metadata, "checkpoint 6")
+
+
+def test_a_checkpoint_from_mmf_evaluates_predicts_and_trains(data_dir, finished, tmp_path, capsys):
+    """Out to MMF's names and back: the same report, and something to go on from."""
+    workdir, converted = epath.Path(finished[0]), tmp_path / "converted"
+    convert.export_checkpoint("mmf", workdir, tmp_path / "unit.pth")
+    config = tiny.values(data_dir)
+    run = setup.open_run(config)
+    convert.import_checkpoint("mmf", str(tmp_path / "unit.pth"), run.settings, str(converted))
+    evaluate.evaluate_checkpoint(run, converted, epath.Path(tmp_path))
+    assert (tmp_path / "report.json").read_text() == (workdir / "report.json").read_text()
+    predict.predict_checkpoint(run, converted, epath.Path(tmp_path))
+    assert (tmp_path / "predictions" / "coco-val.json").exists()
+
+    with pytest.raises(ValueError, match="no state of training.*config.init_from.model="):
+        train.train(run, epath.Path(converted))
+    config["init_from"]["model"] = str(converted)
+    capsys.readouterr()
+    started = setup.open_run(config, needs_initial_weights=True).initial_model()
+    assert f"model from {converted}: " in capsys.readouterr().out
+    original = run.restored_model(workdir)
+    for group, leaves in original.items():
+        for path, array in leaves.items():
+            assert (np.asarray(started[group][path]) == np.asarray(array)).all(), path
+
+    config["model"]["backbone"]["bn_eps"] = 0.0
+    with pytest.raises(ValueError, match=r"--config\.model\.backbone\.bn_eps=1e-05"):
+        setup.open_run(config).restored_model(converted)

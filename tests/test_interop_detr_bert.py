@@ -307,6 +307,7 @@ def test_starts_from_a_single_task_unit(tmp_path, own_decoder, shared):
     assert loaded == set(source) and not report.ignored
     assert set(report.fresh) == set(before) - set(report.loaded)
     assert "heads.vqa2.* (6)" in str(report)
+    assert "epsilon, 1e-05; the files of MMF's model zoo want --config" in str(report)
 
 
 def test_a_unit_of_other_tasks_reports_what_it_left(tmp_path):

@@ -1,6 +1,8 @@
 """MMF's names and layouts: exact both ways, errors that list everything."""
 
 import json
+import lzma
+import math
 import pathlib
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from flax import nnx
 
 from configs import unit
+from unit_jax import optim
 from unit_jax import settings as settings_lib
 from unit_jax.interop import mmf, rules
 from unit_jax.models import functional
@@ -19,6 +22,9 @@ STATE_DICTS = {
     "shared": CASES / "tiny_f64.npz",
     "pre_norm": CASES / "variant_pre_norm.npz",
 }
+# Of the paper's model (all_8_datasets/shared_dec), as the reference's full-size cases list them:
+# {"state_dict": [[name, shape], ...], "params": [[name, shape, trainable], ...]}.
+PAPER_NAMES = pathlib.Path(__file__).parent / "data/mmf_names.json.xz"
 
 
 def reference_state(case: str) -> dict[str, np.ndarray]:
@@ -75,6 +81,33 @@ def test_every_parameter_of_the_papers_models_has_a_name(variant, entries):
     )
     assert len(state) == entries
     assert mmf.import_state(state, paths).keys() == paths.keys()
+
+
+def test_our_parameters_cover_the_references_one_to_one():
+    names = json.loads(lzma.decompress(PAPER_NAMES.read_bytes()))
+    settings = settings_lib.from_config(unit.values())
+    _, params, statistics = functional.abstract(
+        lambda: Unit(settings.model, settings.tasks, rngs=nnx.Rngs(0))
+    )
+    assert sum(math.prod(leaf.shape) for leaf in params.values()) == 201_507_900
+    frozen = optim.Optimizer(settings.optimizer, 1).is_frozen
+    trainable = {path for path in params if not frozen(path)}
+    assert sum(math.prod(params[path].shape) for path in trainable) == 201_285_500
+
+    covered = [path for name, *_ in names["params"] for path in mmf.RULES.paths(name)]
+    assert len(covered) == len(set(covered)) and set(covered) == set(params)
+    for name, _, learns in names["params"]:
+        assert {path in trainable for path in mmf.RULES.paths(name)} == {learns}, name
+
+    def stand_ins(leaves):
+        return {path: np.broadcast_to(np.int8(0), leaf.shape) for path, leaf in leaves.items()}
+
+    ours = {name: array.shape for name, array in mmf.to_mmf(stand_ins(params)).items()}
+    assert ours == {name: tuple(shape) for name, shape, _ in names["params"]}
+    state = mmf.export_state(stand_ins({**params, **statistics}))
+    assert {name: array.shape for name, array in state.items()} == {
+        name: tuple(shape) for name, shape in names["state_dict"]
+    }
 
 
 def test_layouts(state):

@@ -12,8 +12,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import check_parity  # noqa: E402
-from parity import report  # noqa: E402
+from parity import cases, report  # noqa: E402
 
+from unit_jax import optim  # noqa: E402
 from unit_jax.data import transforms  # noqa: E402
 from unit_jax.losses import boxes  # noqa: E402
 
@@ -30,6 +31,15 @@ def test_numbers_are_the_references(name, capsys):
 @pytest.mark.slow
 def test_trajectories_are_the_references(capsys):
     assert check_parity.main([str(CASES / "tiny_train.npz")]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_broken_schedule_is_found(monkeypatch, capsys):
+    factor = optim.Optimizer.learning_rate_factor
+    late = lambda optimizer, step: factor(optimizer, step + 1)  # noqa: E731
+    monkeypatch.setattr(optim.Optimizer, "learning_rate_factor", late)
+    found = failures(CASES / "tiny_train.npz", capsys)
+    assert found >= {"train/lr", "train/move_norm"} and "train/adam_steps" not in found
 
 
 @pytest.mark.parity_full
@@ -64,10 +74,69 @@ def test_approximate_gelu_is_found(monkeypatch, capsys):
     assert {"out/hidden_states", "out/scores"} <= found
 
 
+def test_wrong_gradient_is_found_in_every_rounding(monkeypatch, capsys):
+    gelu = jax.nn.gelu
+
+    def gelu_that_learns_more(x, approximate):
+        return gelu(x, approximate) + 0.01 * (x - jax.lax.stop_gradient(x))
+
+    monkeypatch.setattr(jax.nn, "gelu", gelu_that_learns_more)
+    found = failures(CASES / "no_task_embedding.npz", capsys)
+    assert found == {"grad_norm", "grad_probe"}
+
+
 def test_broken_transform_is_found(monkeypatch, capsys):
     flip = transforms.flip_objects
     monkeypatch.setattr(transforms, "flip_objects", lambda objects, width: flip(objects, width - 1))
     assert failures(PROCESSING, capsys) == {"processing/boxes"}
+
+
+@pytest.mark.parametrize(
+    ("recorded", "eps"),
+    [
+        ({}, 1e-5),
+        ({"frozen_bn_eps": 0}, 0.0),
+        ({"model_config": {"base_args": {"batchnorm_eps": 1e-3}}}, 1e-3),
+        ({"frozen_batch_norm": {"eps": 0.0}}, 0.0),
+        ({"bert_config": {"layer_norm_eps": 1e-12}, "optimizer": {"eps": 1e-8}}, 1e-5),
+    ],
+)
+def test_epsilon_of_batch_norms_is_found_where_it_is_recorded(recorded, eps):
+    assert cases.recorded_bn_eps(recorded) == eps
+
+
+def test_a_case_may_leave_out_what_the_reference_has_defaults_for():
+    """A COCO model whose heads list more data sets than it builds, with a backbone that rests."""
+    meta = {
+        "model_config": {
+            "base_args": {
+                "lr_backbone": 0,
+                "encoder_hidden_dim": 16,
+                "decoder_hidden_dim": 16,
+                "num_queries": {"detection": {"detection_coco": 3}},
+                "bert_config": {"vocab_size": 20, "hidden_size": 12, "num_hidden_layers": 1},
+            },
+            "heads": {
+                "detection": {
+                    "detection_coco": {"task_idx": 0, "num_classes": 5, "use_attr": False}
+                },
+                "vl": {"vqa2": {"task_idx": 3, "num_labels": 7}},
+            },
+        }
+    }
+    case = cases.build_case(meta, "float32")
+    assert list(case.settings.tasks) == ["coco"]
+    assert not case.model.decoder.shared and not case.model.backbone.dilation
+    assert case.settings.optimizer.frozen == ("backbone",)
+    assert "image_encoder.memory_projection.kernel" not in case.params
+    assert "image_encoder.task_embedding" not in case.params
+
+    meta["model_config"]["base_args"]["num_queries"]["vl"] = {"hateful_memes": 4}
+    with pytest.raises(ValueError, match="hateful_memes is none of UniT's"):
+        cases.build_case(meta, "float32")
+    meta["model_config"]["base_args"]["pass_pos_and_query"] = False
+    with pytest.raises(ValueError, match="needs pass_pos_and_query"):
+        cases.build_case(meta, "float32")
 
 
 def test_table_counts_what_is_off():
@@ -95,7 +164,15 @@ def test_table_counts_what_is_off():
     assert not double.rows["out/scores"].ok
 
 
-def test_unknown_files_are_an_error(tmp_path):
+def test_files_that_cannot_be_checked_are_named_and_the_others_still_checked(tmp_path, capsys):
     np.savez(tmp_path / "other.npz", x=np.zeros(2))
-    with pytest.raises(ValueError, match="other.npz: not a file of reference numbers"):
-        check_parity.main([str(tmp_path / "other.npz")])
+    cut = PROCESSING.read_bytes()[:-1000]
+    (tmp_path / "cut.npz").write_bytes(cut)
+    files = [tmp_path / "other.npz", tmp_path / "cut.npz", tmp_path / "none.npz", PROCESSING]
+    assert check_parity.main(list(map(str, files))) == 1
+    printed = capsys.readouterr()
+    assert "12 of 12 quantities agree" in printed.out
+    first, second, third = printed.err.splitlines()
+    assert first.endswith("other.npz: not a file of reference numbers that this tool knows")
+    assert "cut.npz: damaged or not an .npz file" in second
+    assert third.endswith("none.npz: no such file")

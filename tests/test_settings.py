@@ -16,6 +16,8 @@ def test_the_configs_and_their_variants_are_valid():
     separate = settings.from_config(unit.get_config("separate_decoders,no_task_embedding"))
     assert not separate.model.decoder.shared and not separate.model.image_encoder.task_embedding
     settings.from_config(demo.get_config())
+    single = settings.from_config(unit.get_config("coco,separate_decoders"))
+    assert list(single.tasks) == ["coco"] and not single.model.decoder.shared
 
 
 def test_unknown_variant_is_named():

@@ -3,11 +3,12 @@
 python tools/convert_checkpoint.py --from mmf --input FILE.pth --config configs/unit.py --output DIR
 python tools/convert_checkpoint.py --to mmf --input DIR --output FILE.pth
 
---from mmf wants a whole UniT of the config's tasks; --from detr fills the backbone and --from bert
-the text encoder (a file, a folder or a hub name) of a fresh model. The output is a working folder
-that --mode=eval and --mode=predict take as --checkpoint, and training as config.init_from.model.
---to mmf, detr and bert write the names of those files, --to safetensors ours; the file's suffix
-(.pth or .safetensors) decides the format.
+--from mmf wants a whole UniT of the config's tasks (a .pth, or the model zoo's tar; the zoo's
+COCO model goes with configs/unit.py:coco,separate_decoders); --from detr fills the backbone and
+--from bert the text encoder (a file, a folder or a hub name) of a fresh model. The output is a
+working folder that --mode=eval and --mode=predict take as --checkpoint, and training as
+config.init_from.model. --to mmf, detr and bert write the names of those files, --to safetensors
+ours; the file's suffix (.pth or .safetensors) decides the format.
 """
 
 import argparse
@@ -62,7 +63,12 @@ def main(arguments: list[str] | None = None) -> int:
             if not options.config:
                 parser.error("--from needs --config")
             settings = load_settings(options.config, options.bn_eps, options.data_dir)
+            eps = f"epsilon of the frozen batch norms: {settings.model.backbone.bn_eps:g}"
+            if options.bn_eps is None and options.source == "mmf":
+                eps += " (the config's; the files of MMF's model zoo want --bn_eps=0)"
+            print(f"{eps}, saved with the settings")
             import_checkpoint(options.source, options.input, settings, options.output)
+            print(how_to_use(options, settings))
         else:
             export_checkpoint(options.target, options.input, options.output)
     except (ValueError, OSError) as error:
@@ -80,25 +86,27 @@ def import_checkpoint(source: str, path: str, settings: Settings, output: str) -
     """
     if os.path.lexists(output):
         raise ValueError(f"{output}: exists already; give a new folder")
-    eps = settings.model.backbone.bn_eps
-    print(f"epsilon of the frozen batch norms: {eps:g} (saved with the settings)")
 
     def model() -> tuple[functional.Flat, functional.Flat]:
         built = Unit(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
         return functional.split(built)[1:]
 
+    params, statistics = jax.eval_shape(model)
+    expected = {
+        name: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+        for name, leaf in {**params, **statistics}.items()
+    }
     if source == "mmf":
-        params, statistics = jax.eval_shape(model)
-        expected = {**params, **statistics}
         state = torch_files.load_state_dict(path)
         with init_from.naming(path):
             arrays = mmf.import_state(state, expected)
         print(f"{path}: {len(state)} entries read, {len(arrays)} arrays filled, none left over")
     else:
-        params, statistics = jax.jit(model)()
-        expected = {name: np.asarray(array) for name, array in {**params, **statistics}.items()}
         fill = dict(detr=init_from.backbone_from_detr, bert=init_from.text_encoder_from_bert)
+        # Zeros do to find what does not fit, before the time goes into a fresh model.
         arrays, report = fill[source](expected, path)
+        made_params, made_statistics = jax.jit(model)()
+        arrays = {**made_params, **made_statistics} | {name: arrays[name] for name in report.loaded}
         print(f"{report}\n  all else is fresh (seed {settings.seed})")
     groups = {
         group: {
@@ -110,7 +118,29 @@ def import_checkpoint(source: str, path: str, settings: Settings, output: str) -
     }
     metadata = {"settings": dataclasses.asdict(settings), "converted_from": source}
     write_checkpoint(output, groups, checkpoints.jsonable(metadata))
-    print(f"wrote {output}; use it as --checkpoint={output} or config.init_from.model")
+    print(f"wrote {output}: {len(expected)} arrays")
+
+
+def how_to_use(options: argparse.Namespace, settings: Settings) -> str:
+    """The commands that take what was converted, with the settings that it needs."""
+    run = f"python -m unit_jax.main --config={options.config}"
+    if options.data_dir:
+        run += f" --config.data.data_dir={options.data_dir}"
+    if options.bn_eps is not None:
+        run += f" --config.model.backbone.bn_eps={options.bn_eps:g}"
+    other = [
+        f" --config.init_from.{name}="
+        for name in ("backbone", "text_encoder")
+        if getattr(settings.init_from, name)
+    ]
+    return "\n".join(
+        [
+            f"evaluate:  {run} --mode=eval --checkpoint={options.output} --workdir=DIR",
+            f"predict:   {run} --mode=predict --checkpoint={options.output} --workdir=DIR",
+            f"fine-tune: {run} --config.init_from.model={options.output}{''.join(other)} "
+            "--workdir=DIR",
+        ]
+    )
 
 
 def export_checkpoint(target: str, path: str, output: str) -> None:

@@ -78,6 +78,10 @@ class Checkpoints:
             step, args=ocp.args.Composite(**items), metrics=dict(metrics) if metrics else None
         )
 
+    def has_optimizer(self, step: int) -> bool:
+        """Whether training can go on from it; a converted checkpoint holds a model only."""
+        return (self.directory / str(step) / "optimizer").exists()
+
     def metadata(self, step: int) -> dict[str, Any]:
         return self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
 
@@ -150,7 +154,7 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int]:
     if path.name.isdigit() and path.exists():
         return path.parent, int(path.name)
     for folder in (path / FOLDER, path):
-        if folder.exists():
+        if folder.is_dir():
             steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
             if steps:
                 return folder, max(steps)

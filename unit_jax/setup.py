@@ -104,16 +104,25 @@ class Run:
         or answer list."""
         made = metadata.get("settings", {}).get("model", {})
         differences = [
-            f"model.{name} = {made_with!r} there, {now!r} in this config"
-            for name, made_with, now in _differences(
+            difference
+            for difference in _differences(
                 made, checkpoints.jsonable(dataclasses.asdict(self.settings.model))
             )
-            if name not in _FREE_TO_CHANGE
+            if difference[0] not in _FREE_TO_CHANGE
         ]
         if differences:
+            told = "; ".join(
+                f"model.{name} = {made_with!r} there, {now!r} in this config"
+                for name, made_with, now in differences
+            )
+            flags = " ".join(
+                f"--config.model.{name}={value}"
+                for name, value, _ in differences
+                if not isinstance(value, list)
+            )
             raise ValueError(
-                f"{where} was made by another model: {'; '.join(differences)}; use its config, or "
-                "another --workdir"
+                f"{where} was made by another model: {told}; use its config"
+                f"{flags and f' (here: {flags})'}, or another --workdir"
             )
         for name, fingerprint in fingerprints(self.data).items():
             saved = metadata.get("data", {}).get(name, fingerprint)

@@ -189,14 +189,19 @@ def start(run: setup.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints) 
     """The newest checkpoint's state, or that of a fresh run.
 
     Raises:
-      ValueError: the checkpoint is unreadable or belongs to another model or other data; or a
-        file of `init_from` is missing or does not fit.
+      ValueError: the checkpoint is unreadable, belongs to another model or other data, or was
+        not left by training; or a file of `init_from` is missing or does not fit.
     """
     newest = checkpoints.latest_step()
     if newest is None:
         model = run.initial_model()
         return TrainState(**model, optimizer=run.replicate(optimizer.init(model["params"])))
     _check(run, checkpoints)
+    if not checkpoints.has_optimizer(newest):
+        raise ValueError(
+            f"{checkpoints.directory}/{newest} holds weights but no state of training: start from "
+            f"it in another --workdir, with --config.init_from.model={checkpoints.directory.parent}"
+        )
     model = run.abstract_model()
     moments = jax.eval_shape(optimizer.init, model["params"])
     sharding = partitioning.replicated(run.mesh)

@@ -21,6 +21,44 @@ from unit_jax.tasks import TaskSpec
 
 Arrays = dict[str, np.ndarray]
 
+# What the reference takes where a file's configuration does not say (MMF's unit/defaults.yaml).
+DEFAULTS: Mapping[str, Any] = {
+    "detection_loss_weight": 1.0,
+    "keep_only_bert_cls": {},
+    "loss_on_all_hs": False,
+    "max_task_num": 256,
+}
+DEFAULT_ARGS: Mapping[str, Any] = {
+    "lr_backbone": 1e-5,
+    "backbone": "resnet50",
+    "dilation": False,
+    "enc_layers": 6,
+    "dec_layers": 6,
+    "dim_feedforward": 2048,
+    "encoder_hidden_dim": 256,
+    "decoder_hidden_dim": 256,
+    "nheads": 8,
+    "pre_norm": False,
+    "pass_pos_and_query": True,
+    "aux_loss": True,
+    "use_bcl": False,
+    "set_cost_class": 1.0,
+    "set_cost_bbox": 5.0,
+    "set_cost_giou": 2.0,
+    "bbox_loss_coef": 5.0,
+    "giou_loss_coef": 2.0,
+    "attr_loss_coef": 1.0,
+    "eos_coef": 0.1,
+    "share_decoders": False,
+    "residual_in_encoder": True,
+    "use_task_embedding_in_img_encoder": False,
+    "use_task_embedding_in_lang_encoder": False,
+    "attribute_class_num": 401,
+    "bert_config": {},
+}
+BN_EPS = 1e-5
+DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -40,28 +78,32 @@ class Case:
 def build_case(
     meta: dict[str, Any], dtype: str, mask_padding: bool = False, per_image: bool = False
 ) -> Case:
-    """Builds and fills the model that `meta` describes in the reference's own terms."""
-    config = meta["model_config"]
-    args = config["base_args"]
-    if args.get("position_embedding", "sine") != "sine" or not args.get("pass_pos_and_query", True):
-        raise ValueError(f"{meta['case']}: only sine positions that are passed along are supported")
-    bert = args.get("bert_config", {})
-    image_task, text_task = (
-        args[f"use_task_embedding_in_{encoder}_encoder"] for encoder in ("img", "lang")
-    )
+    """Builds and fills the model that `meta` describes in the reference's own terms.
+
+    Raises:
+      ValueError: it asks for a model that UniT's configurations have not.
+    """
+    config = {**DEFAULTS, **meta["model_config"]}
+    args = config["base_args"] = {**DEFAULT_ARGS, **config["base_args"]}
+    if not args["pass_pos_and_query"] or args["backbone"] not in DEPTHS:
+        raise ValueError(
+            "the model needs pass_pos_and_query and a backbone that is one of "
+            f"{', '.join(DEPTHS)}; it has {args['pass_pos_and_query']} and {args['backbone']}"
+        )
+    bert = args["bert_config"]
     model = settings_lib.ModelSettings(
         backbone=settings_lib.BackboneSettings(
-            depths={"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}[args["backbone"]],
+            depths=DEPTHS[args["backbone"]],
             width=64,
             dilation=args["dilation"],
-            bn_eps=recorded_bn_eps(meta, config, args),
+            bn_eps=recorded_bn_eps(meta),
             calibrate=0,
         ),
         image_encoder=settings_lib.ImageEncoderSettings(
             width=args["encoder_hidden_dim"],
             layers=args["enc_layers"],
             residual=args["residual_in_encoder"],
-            task_embedding=image_task,
+            task_embedding=args["use_task_embedding_in_img_encoder"],
         ),
         text_encoder=settings_lib.TextEncoderSettings(
             vocab_size=bert.get("vocab_size", 30522),
@@ -70,7 +112,7 @@ def build_case(
             heads=bert.get("num_attention_heads", 12),
             mlp_width=bert.get("intermediate_size", 3072),
             max_positions=bert.get("max_position_embeddings", 512),
-            task_embedding=text_task,
+            task_embedding=args["use_task_embedding_in_lang_encoder"],
             task_rows=config["max_task_num"],
         ),
         decoder=settings_lib.DecoderSettings(
@@ -103,9 +145,9 @@ def build_case(
         matcher="scipy",
     )
     tasks = {}
-    for group, heads in config["heads"].items():
-        for dataset, head in heads.items():
-            spec = task_spec(config, group, dataset, head)
+    for group, datasets in args["num_queries"].items():  # `heads` may list more than are built
+        for dataset in datasets:
+            spec = task_spec(config, group, dataset)
             tasks[spec.name] = spec
     # Only training cases name an optimiser; data and run settings play no part.
     settings = settings_lib.Settings(
@@ -132,20 +174,24 @@ def build_case(
     )
 
 
-def recorded_bn_eps(*places: Mapping[str, Any]) -> float:
-    """The epsilon of the frozen batch norms, where a file switches it; else torchvision's."""
-    found = [
-        value
-        for place in places
-        for key, value in place.items()
-        if re.search("(bn|batch_?norm).*eps", key.lower())
-    ]
-    return float(found[0]) if found else 1e-5
+def recorded_bn_eps(meta: Mapping[str, Any]) -> float:
+    """The epsilon of the frozen batch norms, wherever a file records it; else torchvision's."""
+    groups = [("", meta)]
+    for place, group in groups:  # grows on the way
+        for key, value in group.items():
+            path = f"{place}.{key}".lower()
+            if isinstance(value, Mapping):
+                groups.append((path, value))
+            elif "eps" in path and re.search("bn|(?<!layer)(?<!layer_)norm", path):
+                return float(value)
+    return BN_EPS
 
 
-def task_spec(config: Mapping, group: str, dataset: str, head: Mapping) -> TaskSpec:
-    """One data set's entry in the reference's configuration as an entry of our task table."""
-    args = config["base_args"]
+def task_spec(config: Mapping, group: str, dataset: str) -> TaskSpec:
+    """One data set of the reference's configuration as an entry of our task table."""
+    if dataset not in mmf.TASKS:
+        raise ValueError(f"data set {dataset} is none of UniT's: {', '.join(mmf.TASKS)}")
+    args, head = config["base_args"], config["heads"][group][dataset]
     kind = {"detection": "detection", "vl": "vision_language", "glue": "language"}[group]
     return TaskSpec(
         name=mmf.TASKS[dataset],
@@ -154,25 +200,31 @@ def task_spec(config: Mapping, group: str, dataset: str, head: Mapping) -> TaskS
         num_queries=args["num_queries"][group][dataset],
         num_labels=head["num_classes" if group == "detection" else "num_labels"],
         num_attributes=args["attribute_class_num"] if head.get("use_attr") else 0,
-        max_tokens=args.get("bert_config", {}).get("max_position_embeddings", 512),
-        cls_only=config["keep_only_bert_cls"].get(group, {}).get(dataset, False),
+        max_tokens=args["bert_config"].get("max_position_embeddings", 512),
+        cls_only=config["keep_only_bert_cls"].get(group, {}).get(dataset, dataset != "vqa2"),
         soft_targets=head.get("loss_type") == "binary_cross_entropy_with_logits",
     )
 
 
 def optimizer_settings(meta: Mapping, name: str = "adam_w") -> settings_lib.OptimizerSettings:
-    given = meta.get("optimizer", {"params": {"lr": 5e-5, "eps": 1e-8, "weight_decay": 1e-4}})
+    """The recorded optimiser; model files name none, and only what is frozen matters to them."""
+    given = {"lr": 5e-5, "eps": 1e-8, "weight_decay": 1e-4} | meta.get("optimizer", {}).get(
+        "params", {}
+    )
+    b1, b2 = given.get("betas", (0.9, 0.999))
+    rate = meta.get("lr_backbone", meta["model_config"]["base_args"].get("lr_backbone", 1e-5))
     return settings_lib.OptimizerSettings(
         name=name,
-        learning_rate=given["params"]["lr"],
-        backbone_learning_rate=meta.get("lr_backbone", 1e-5),
-        b1=0.9,
-        b2=0.999,
-        eps=given["params"]["eps"],
-        weight_decay=given["params"]["weight_decay"],
+        learning_rate=given["lr"],
+        backbone_learning_rate=rate,
+        b1=b1,
+        b2=b2,
+        eps=given["eps"],
+        weight_decay=given["weight_decay"],
         clip_norm=meta.get("max_grad_l2_norm", 0.1),
         warmup_steps=meta.get("num_warmup_steps", 2000),
-        frozen=("backbone.conv1", "backbone.layer1"),
+        # Of a rate of 0 the reference makes a backbone that does not learn at all.
+        frozen=("backbone.conv1", "backbone.layer1") if rate else ("backbone",),
     )
 
 

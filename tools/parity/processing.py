@@ -13,7 +13,7 @@ from parity.report import Table
 from unit_jax import settings as settings_lib
 from unit_jax.data import batching, text, transforms
 from unit_jax.metrics import classification, detection
-from unit_jax.models.unit import PIXEL_STD, normalise
+from unit_jax.models import unit as unit_lib
 
 
 def check_processing(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Table:
@@ -89,8 +89,8 @@ def check_transforms(table: Table, data: Mapping[str, np.ndarray], annotations: 
         if f"coco/{case}/image_out" in data:
             reference = data[f"coco/{case}/image_out"]
             if normalised:  # and channels first; back to steps of 1 in 255
-                step = 1 / 255 / PIXEL_STD[:, None, None]
-                pixels = np.moveaxis(np.asarray(normalise(pixels)), -1, 0) / step
+                step = 1 / 255 / unit_lib.PIXEL_STD[:, None, None]
+                pixels = np.moveaxis(np.asarray(unit_lib.normalise(pixels)), -1, 0) / step
                 reference = reference / step
             table.close("processing/pixels", pixels, reference)
 

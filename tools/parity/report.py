@@ -59,6 +59,7 @@ class Row:
     tolerance: float = 0.0  # where the ratio is worst
     compared: int = 0
     problem: str = ""
+    note: str = ""
 
     @property
     def ok(self) -> bool:
@@ -125,4 +126,5 @@ class Table:
                 numbers += f"{row.tolerance:>11.1e}{row.ratio:>8.3f}"
             else:
                 numbers += f"{'equal':>11}{'':>8}"
-            print(f"  {row.quantity:<28}{numbers}  {'ok' if row.ok else 'FAIL ' + row.problem}")
+            verdict = "ok" if row.ok else f"FAIL {row.problem}"
+            print(f"  {row.quantity:<28}{numbers}  {verdict} {row.note}".rstrip(), flush=True)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 
 from parity import recipe
 from parity.cases import Case, build_case, make_batch, optimizer_settings
-from parity.report import Table
+from parity.report import STRUCTURAL_ZERO, Table
 from unit_jax import optim, partitioning, train
 from unit_jax.batch import Batch
 from unit_jax.interop import mmf
@@ -53,13 +54,19 @@ def training_batch(meta: Mapping, case: Case, dataset: str) -> Batch:
         given["text_len"],
         given["counts"],
     )
+    if given.get("drop_attributes"):
+        inputs.pop("attributes", None)
     return make_batch(case.settings.tasks[mmf.TASKS[dataset]], inputs)
 
 
 def check_trajectory(
     table: Table, data, name: str, meta, case: Case, optimizer, gradients, batches, mesh
 ) -> None:
-    """One optimiser, one precision."""
+    """One optimiser, one precision.
+
+    An optimiser that skips zero gradients may skip a tensor more often than the reference did, but
+    only in updates in which its gradient is zero by structure.
+    """
     truth = {key.split("/")[2]: data[key] for key in data if key.startswith(f"{name}/float64/")}
     single = {key.split("/")[2]: data[key] for key in data if key.startswith(f"{name}/float32/")}
     put = functools.partial(jax.device_put, device=partitioning.replicated(mesh))
@@ -73,8 +80,12 @@ def check_trajectory(
         [path for tensor in group for path in mmf.RULES.paths(tensor)]
         for group in json.loads(str(data["param_groups"]))
     ]
+    strict = optimizer.settings.name == "adam_w"
+    vanished: Counter[str] = Counter()  # in how many updates a tensor had no gradient to speak of
     for step, dataset in enumerate(meta["sequence"]):
         logs, grads = gradients(state, batches[dataset])
+        if not strict:
+            vanished.update(vanishing(grads, STRUCTURAL_ZERO[table.dtype]))
         state, info = update(state, grads, mmf.TASKS[dataset])
         table.close("train/loss", logs["loss"], truth["loss"][step])
         table.close("train/grad_norm", info["grad_norm"], truth["grad_norm_before_clip"][step])
@@ -87,12 +98,13 @@ def check_trajectory(
         for path, start in case.params.items()
     }
     moved = mmf.to_mmf(moved)
-    strict = optimizer.settings.name == "adam_w"
     for i, (tensor, _, trainable) in enumerate(json.loads(str(data["params"]))):
         steps = {int(state.optimizer.counts.get(path, 0)) for path in mmf.RULES.paths(tensor)}
-        expected = {int(truth["adam_steps"][i])}
-        fewer = not strict and len(steps) == 1 and max(steps) < max(expected)
-        table.equal("train/adam_steps", fewer or steps == expected, True, f"at {tensor}: {steps}")
+        expected = int(truth["adam_steps"][i])
+        # Whether a sum that should vanish is zero to the last bit is up to its roundings.
+        least = expected - vanished[tensor]
+        fewer = len(steps) == 1 and least <= min(steps) < expected
+        table.equal("train/adam_steps", fewer or steps == {expected}, True, f"at {tensor}: {steps}")
         if fewer or not trainable:
             continue
         ours = moved[tensor]
@@ -105,3 +117,13 @@ def check_trajectory(
         if table.dtype == "float64":  # float32 noise would decide
             direction = recipe.normal("probe/" + tensor, ours.shape)
             table.close("train/move_probe", (ours * direction).sum(), probe, scale=scale)
+
+
+def vanishing(grads: Mapping[str, jax.Array], share: float) -> list[str]:
+    """The tensors whose gradient is a smaller share of the total norm than that."""
+    norms = {
+        name: np.linalg.norm(grad.astype(np.float64))
+        for name, grad in mmf.to_mmf(jax.tree.map(np.asarray, dict(grads))).items()
+    }
+    least = share * np.linalg.norm(list(norms.values()))
+    return [name for name, norm in norms.items() if norm < least]

@@ -39,6 +39,7 @@ class Report:
       loaded: our parameter paths that it filled.
       fresh: our parameter paths of that part that it did not fill.
       ignored: its own names that have no place in the model.
+      note: what else a user should know.
     """
 
     part: str
@@ -46,12 +47,15 @@ class Report:
     loaded: tuple[str, ...]
     fresh: tuple[str, ...]
     ignored: tuple[str, ...]
+    note: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.part} from {self.source}: {len(self.loaded)} arrays loaded"]
         for what, names in (("stayed fresh", self.fresh), ("ignored in it", self.ignored)):
             if names:
                 lines.append(f"  {what}: {_grouped(names)}")
+        if self.note:
+            lines.append(f"  {self.note}")
         return "\n".join(lines)
 
 
@@ -117,8 +121,9 @@ def model_from_unit(
 
     Args:
       bn_eps: epsilon of the model's frozen batch norms. A checkpoint of ours must have been made
-        with the same; an MMF file does not tell. None = not compared.
+        with the same; an MMF file does not tell, so the report does. None = not compared.
     """
+    note = ""
     if Path(path).is_dir():
         found, metadata = read_checkpoint(path)
         ignored = []
@@ -126,18 +131,24 @@ def model_from_unit(
         if bn_eps is not None and saved != bn_eps:
             raise ValueError(
                 f"{path}: its batch norms have epsilon {saved:g}, this config's {bn_eps:g}; set "
-                f"config.model.backbone.bn_eps={saved:g}"
+                f"--config.model.backbone.bn_eps={saved:g}"
             )
     else:
         state = torch_files.load_state_dict(path)
         with naming(path):
             found, ignored = mmf.to_ours_partly(state)
+        if bn_eps is not None:
+            note = (
+                f"its frozen batch norms get this config's epsilon, {bn_eps:g}; the files of MMF's "
+                "model zoo want --config.model.backbone.bn_eps=0"
+            )
     found = _fit_decoders(found, fresh)
     ignored += [name for name in found if name not in fresh]
     found = {name: array for name, array in found.items() if name in fresh}
     if not found:
         raise ValueError(f"{path}: not a UniT of this shape: no parameter of it fits by name")
-    return _fill(fresh, found, fresh, (), Report("model", str(path), (), (), tuple(ignored)))
+    report = Report("model", str(path), (), (), tuple(ignored), note)
+    return _fill(fresh, found, fresh, (), report)
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:

@@ -181,7 +181,8 @@ def import_state(state: Mapping[str, np.ndarray], expected: Mapping[str, np.ndar
     ]
     if problems:
         raise ValueError(
-            "the MMF weights do not fit the model of this config:\n  " + "\n  ".join(problems)
+            f"the MMF weights do not fit the model of this config, in {len(problems)} entries:\n  "
+            + "\n  ".join(problems)
         )
     return {path: arrays[path] for path in expected}
 
