@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 import numpy as np
 from etils import epath
+from jaxtyping import Int
 from tqdm import tqdm
 
 from unit_jax import partitioning, pictures, setup
@@ -56,24 +57,39 @@ def predict_split(
     """Predictions for every example of a split, each once.
 
     Args:
-      exchange_images: give each example the image of another one (half a batch away).
+      exchange_images: give each example the image of another one of its batch, drawn at random
+        from a fixed seed among those that show another picture.
     """
     gathered: dict[str, np.ndarray] = {}
-    count = len(run.data.split(task, split))
+    examples = run.data.split(task, split)
+    count = len(examples)
+    random = np.random.default_rng(0)
     with loader.eval_batches(run.settings, run.data, task, split) as batches:
         for batch in batches:
-            if exchange_images:
-                batch = batch.replace(
-                    images=np.roll(batch.images, len(batch.images) // 2, axis=0),
-                    image_sizes=np.roll(batch.image_sizes, len(batch.images) // 2, axis=0),
-                )
             index = np.asarray(batch.index)
+            if exchange_images:
+                others = _other_images(examples.image_row[index], random)
+                batch = batch.replace(
+                    images=batch.images[others], image_sizes=batch.image_sizes[others]
+                )
             on_device = partitioning.to_devices(batch.replace(targets=None), run.mesh)
             for name, values in predict(params, statistics, on_device).items():
                 values = partitioning.to_host(values)
                 rows = gathered.setdefault(name, np.zeros((count, *values.shape[1:]), values.dtype))
                 rows[index[index >= 0]] = values[index >= 0]
     return gathered
+
+
+def _other_images(
+    image_row: Int[np.ndarray, "batch"], random: np.random.Generator
+) -> Int[np.ndarray, "batch"]:
+    """For each example another one with another image; itself if there is none."""
+    others = np.arange(len(image_row))
+    for i, row in enumerate(image_row):
+        different = np.flatnonzero(image_row != row)
+        if len(different):
+            others[i] = random.choice(different)
+    return others
 
 
 def true_scores(run: setup.Run, task: str, split: str) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
@@ -50,31 +51,45 @@ def draw(panels: Sequence[Panel], path: epath.Path) -> None:
     """Draws all panels, one row of pictures a task and one card a text, as PNG."""
     with_images = [panel for panel in panels if panel.spec.has_image]
     texts = [panel for panel in panels if not panel.spec.has_image]
-    heights = [1.0] * len(with_images) + [0.55] * len(texts)
-    figure = Figure(figsize=(2.6 * COLUMNS, 2.95 * sum(heights) + 0.9), facecolor="white", dpi=110)
-    grid = figure.add_gridspec(
-        len(heights), COLUMNS, height_ratios=heights, left=0.07, right=0.985, top=0.945,
-        bottom=0.015, hspace=0.34, wspace=0.12,
-    )  # fmt: skip
-    figure.text(0.07, 0.985, "What the model says", size=17, weight="bold", color=INK, va="top")
+    inches = (0.7, 2.85 * len(with_images) + 0.3, 1.25 * len(texts))  # title, pictures, cards
+    figure = Figure(figsize=(2.6 * COLUMNS, sum(inches)), facecolor="white", dpi=110)
+    figure.text(0.07, 1 - 0.25 / sum(inches), "What the model says",
+                size=17, weight="bold", color=INK, va="top")  # fmt: skip
     figure.text(
-        0.985, 0.983, "solid: predicted   dashed: true   green: right   red: wrong",
+        0.985, 1 - 0.3 / sum(inches), "solid: predicted   dashed: true   green: right   red: wrong",
         size=10, color=MUTED, va="top", ha="right",
     )  # fmt: skip
-    for row, panel in enumerate([*with_images, *texts]):
-        span = COLUMNS // EXAMPLES[panel.spec.kind]
-        for column in range(len(panel.records)):
-            axes = figure.add_subplot(grid[row, column * span : (column + 1) * span])
-            axes.set_axis_off()
-            _DRAW[panel.spec.kind](axes, panel, column)
-            if column == 0:
-                axes.text(
-                    -0.06 if span == 1 else -0.03, 0.5, panel.spec.name, rotation=90, size=12,
-                    weight="bold", color=INK, ha="right", va="center", transform=axes.transAxes,
-                )  # fmt: skip
+    below = sum(inches)
+    blocks = zip(((), with_images, texts), inches, (0, 0.3, 0.15), (0, 0.6, 0.15), strict=True)
+    for block, height, gap, margin in blocks:
+        top, below = below, below - height
+        if not block:
+            continue
+        grid = figure.add_gridspec(
+            len(block), COLUMNS, left=0.07, right=0.985, top=top / sum(inches),
+            bottom=(below + margin) / sum(inches), hspace=gap, wspace=0.12,
+        )  # fmt: skip
+        for row, panel in enumerate(block):
+            _row(figure, [grid[row, column] for column in range(COLUMNS)], panel)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     path.write_bytes(buffer.getvalue())
+
+
+def _row(figure: Figure, cells: Sequence[SubplotSpec], panel: Panel) -> None:
+    span = COLUMNS // EXAMPLES[panel.spec.kind]
+    for i in range(len(panel.records)):
+        first, last = cells[i * span], cells[(i + 1) * span - 1]
+        grid = first.get_gridspec()
+        axes = figure.add_subplot(SubplotSpec(grid, first.num1, last.num1))
+        axes.set_axis_off()
+        _DRAW[panel.spec.kind](axes, panel, i)
+        if i == 0:
+            axes.annotate(
+                panel.spec.name, (0, 0.5), (-10, 0), xycoords="axes fraction",
+                textcoords="offset points", rotation=90, size=12, weight="bold", color=INK,
+                ha="right", va="center",
+            )  # fmt: skip
 
 
 def _detection(axes: Axes, panel: Panel, i: int) -> None:
@@ -96,7 +111,7 @@ def _detection(axes: Axes, panel: Panel, i: int) -> None:
             words.insert(0, panel.attribute_names[int(found["attr_labels"][k])])
         axes.text(
             x0, y0, f"{' '.join(words)} {found['scores'][k]:.2f}", size=7, color="white",
-            va="bottom", clip_on=True, zorder=4,
+            va="bottom" if y0 > 0.1 * record["height"] else "top", clip_on=True, zorder=4,
             bbox=dict(facecolor=color, edgecolor="none", pad=1.2),
         )  # fmt: skip
 
@@ -128,21 +143,26 @@ def _language(axes: Axes, panel: Panel, i: int) -> None:
         )
     )  # fmt: skip
     texts = [textwrap.fill(text, 58) for text in (record["text_a"], record["text_b"]) if text]
-    axes.text(0.04, 0.9, "\n".join(texts), size=9, color=INK, va="top", linespacing=1.45)
-    _verdict(axes, 0.04, 0.1, said, truth, right)
+    axes.text(0.04, 0.88, "\n".join(texts), size=9, color=INK, va="top", linespacing=1.4)
+    _verdict(axes, (0.04, 0.1), (0, 0), said, truth, right, va="bottom")
 
 
 def _caption(axes: Axes, text: str, said: str, truth: str, right: bool) -> None:
-    axes.text(
-        0, -0.03, text, size=8.5, color=INK, va="top", transform=axes.transAxes, linespacing=1.25
-    )
-    _verdict(axes, 0, -0.06 - 0.085 * (text.count("\n") + 1), said, truth, right, va="top")
+    axes.annotate(
+        text, (0, 0), (0, -4), xycoords="axes fraction", textcoords="offset points", size=8.5,
+        color=INK, va="top", linespacing=1.25,
+    )  # fmt: skip
+    lines = text.count("\n") + 1
+    _verdict(axes, (0, 0), (0, -7 - 11.5 * lines), said, truth, right, va="top")
 
 
-def _verdict(axes: Axes, x: float, y: float, said: str, truth: str, right: bool, va="bottom"):
-    text = f"✓ {said}" if right else f"✗ {said}   (true: {truth})"
-    color = RIGHT if right else WRONG
-    axes.text(x, y, text, size=9, weight="bold", color=color, va=va, transform=axes.transAxes)
+def _verdict(axes: Axes, place, offset, said: str, truth: str, right: bool, va: str) -> None:
+    """`place` in fractions of the axes, `offset` in points."""
+    axes.annotate(
+        f"✓ {said}" if right else f"✗ {said}   (true: {truth})", place, offset,
+        xycoords="axes fraction", textcoords="offset points", size=9, weight="bold",
+        color=RIGHT if right else WRONG, va=va,
+    )  # fmt: skip
 
 
 def _show_image(axes: Axes, encoded: bytes) -> None:

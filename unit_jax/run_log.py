@@ -86,9 +86,12 @@ class RunLog:
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
         """Adds one line to metrics.jsonl and its numbers to TensorBoard."""
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        known = {name: value for name, value in record.items() if np.isfinite(value)}
+        # A value that does not exist (an AP without objects of that size) is null, as JSON has it.
+        line = {"step": step, **dict.fromkeys(record), **known}
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in record.items():
+        for name, value in known.items():
             self._board.add_scalar(name, value, step)
 
     def say(self, text: str) -> None:
