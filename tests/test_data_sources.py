@@ -15,7 +15,7 @@ from unit_jax.data import prepare
 from unit_jax.data.prepared import PreparedData, Records
 from unit_jax.data.sources import base, images
 
-QUIET = prepare.Settings(progress=False)
+QUIET = official.settings()
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def data(source, tmp_path_factory):
 
 def prepared(source, data_dir, *names, **settings):
     """Prepares some data sets and opens them."""
-    prepare.prepare(source, data_dir, names, prepare.Settings(progress=False, **settings))
+    prepare.prepare(source, data_dir, names, official.settings(**settings))
     return PreparedData(data_dir, names)
 
 
