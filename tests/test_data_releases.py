@@ -1,5 +1,6 @@
 """The releases' other forms, and how much of a release there must be."""
 
+import dataclasses
 import json
 import struct
 
@@ -8,9 +9,10 @@ import official_files as official
 import pytest
 import tensorflow_datasets as tfds
 from test_data_sources import noted, prepared
+from tqdm import tqdm
 
 from unit_jax.data import prepare
-from unit_jax.data.sources import coco, glue, images
+from unit_jax.data.sources import base, coco, glue, images
 from unit_jax.data.sources import visual_genome as vg
 
 # ---- Visual Genome as published -----------------------------------------------------------------
@@ -170,49 +172,34 @@ def test_pairs_need_the_images_coco_ids(tmp_path):
 # ---- GLUE as TFDS prepares it -------------------------------------------------------------------
 
 
-class CopiedGlue(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+def write_copy(root, source):
     """What tfds.load("glue/...") leaves on disk, of another content."""
+    features = {name: tfds.features.Text() for name in source.tfds_texts if name}
+    features |= {"label": tfds.features.ClassLabel(num_classes=3), "idx": np.int32}
 
-    VERSION = tfds.core.Version("2.0.0")
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=name) for name in ("mnli", "qqp")]
-    code_path = None
-
-    def _info(self):
-        first, second = {
-            "mnli": ("premise", "hypothesis"),
-            "qqp": ("question1", "question2"),
-        }[self.builder_config.name]
-        features = {
-            first: tfds.features.Text(),
-            second: tfds.features.Text(),
-            "label": tfds.features.ClassLabel(num_classes=3),
-            "idx": np.int32,
+    def example(split, n):
+        texts = dict.fromkeys(source.tfds_texts, "b") | {source.tfds_texts[0]: f"{split} {n} é"}
+        label = -1 if split.startswith("test") else n % 2
+        return {name: texts[name] for name in features if name in texts} | {
+            "label": label,
+            "idx": n,
         }
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
-    def _split_generators(self, manager):
-        parts = ("_matched", "_mismatched") if self.builder_config.name == "mnli" else ("",)
-        names = [f"{kind}{part}" for kind in ("validation", "test") for part in parts]
-        return {name: self._examples(name) for name in ("train", *names)}
-
-    def _examples(self, split):
-        first, second, *_ = self.info.features
-        texts = [name for name in self.info.features if name not in ("label", "idx")]
-        for n in range(3):
-            label = -1 if split.startswith("test") else n % 2
-            yield n, {texts[0]: f"{split} {n} é", texts[1]: "b", "label": label, "idx": n}
+    splits = {
+        name: base.Items([example(name, n) for n in range(3)], tqdm(disable=True))
+        for _, name in source.parts.values()
+    }
+    folder = root / "glue"
+    base.RecordBuilder(source.tfds_config, "2.0.0", folder, features, splits, shard_size=2).write()
+    return folder / source.tfds_config / "2.0.0"
 
 
 @pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
-@pytest.mark.parametrize("source", [glue.Mnli, glue.Qqp])
+@pytest.mark.parametrize("source", [glue.Mnli, glue.Sst2])
 def test_glue_from_the_copy_of_tfds(tmp_path, source, file_format):
     root = tmp_path / "source"
     official.write(root / "vocab.txt", "\n".join(official.VOCABULARY))
-    config = source.tfds_config
-    builder = CopiedGlue(data_dir=root, config=config, file_format="array_record")
-    builder.download_and_prepare()
-    copy = root / "glue" / config / "2.0.0"
-    (root / "copied_glue").rename(root / "glue")
+    copy = write_copy(root, source)
     if file_format == "tfrecord":
         to_tfrecord(copy)
     data = prepared(root, tmp_path / "data", source.name)
@@ -267,9 +254,7 @@ def test_annotations_are_counted_too(tmp_path, monkeypatch):
     for split in ("train", "val"):
         (root / vg.VisualGenome.annotations[split]).unlink()
     for name, family in images.FAMILIES.items():
-        monkeypatch.setitem(
-            images.FAMILIES, name, prepare.dataclasses.replace(family, published=())
-        )
+        monkeypatch.setitem(images.FAMILIES, name, dataclasses.replace(family, published=()))
     for name, message in {
         "coco": "train images: 4 of 118,287; train objects: 6 of 860,001; val images: 2 of 5,000",
         "vqa2": "train2014 questions: 4 of 443,757; .*Visual Genome pairs: 8 of 1,445,322",
