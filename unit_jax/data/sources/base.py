@@ -344,8 +344,8 @@ def objects(values: Any, place: str, problems: Problems) -> list[dict[str, Any]]
     return [value for value in values if isinstance(value, dict)]
 
 
-def read_json_lines(path: pathlib.Path, problems: Problems) -> Iterator[tuple[str, dict]]:
-    """(place, object) of each line of a JSON-lines file; other lines are skipped."""
+def read_json_lines(path: pathlib.Path, problems: Problems) -> Iterator[tuple[str, dict | None]]:
+    """(place, object) of each line of a JSON-lines file that is not blank; None = a faulty one."""
     for number, line in enumerate(read_text(path, problems).split("\n"), start=1):
         if line.strip():
             place = f"{path}:{number}"
@@ -353,11 +353,12 @@ def read_json_lines(path: pathlib.Path, problems: Problems) -> Iterator[tuple[st
                 value = json.loads(line)
             except json.JSONDecodeError as error:
                 problems.add("bad entry", place, f"no JSON: {error}")
+                yield place, None
                 continue
-            if isinstance(value, dict):
-                yield place, value
-            else:
+            if not isinstance(value, dict):
                 problems.add("bad entry", place, f"no object: {value!r:.60}")
+                value = None
+            yield place, value
 
 
 def clean_text(value: Any, place: str, problems: Problems, keep_empty: bool = False) -> str | None:

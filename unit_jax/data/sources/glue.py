@@ -72,14 +72,14 @@ class Glue(base.RecordSource):
         copy = self._copy()
         if copy:
             known = tfds_copy.splits(copy)
-            splits = {
-                split: self._records(split, self._copied_rows(copy, name), problems)
+            rows = {
+                split: self._copied_rows(copy, name)
                 for split, (_, name) in self.parts.items()
                 if name in known
             }
         else:
-            splits = {
-                split: self._records(split, self._tsv_rows(split, problems), problems)
+            rows = {
+                split: self._tsv_rows(split, problems)
                 for split in self.parts
                 if self._path(split).exists()
             }
@@ -88,8 +88,9 @@ class Glue(base.RecordSource):
             "label_names": self.labels,
             "submitted_labels": self.submitted_labels,
         }
-        # Incomplete rows are a part of the release (QQP has some), so complete ones are counted.
-        listed = {split: len(records) for split, records in splits.items()}
+        splits, listed = {}, {}
+        for split in rows:
+            splits[split], listed[split] = self._records(split, rows[split], problems)
         unlabelled = frozenset(split for split in splits if split.startswith("test"))
         return base.Content(splits, facts, listed, unlabelled=unlabelled)
 
@@ -137,14 +138,17 @@ class Glue(base.RecordSource):
         split: str,
         rows: Iterator[tuple[str, dict[str, str | None]]],
         problems: base.Problems,
-    ) -> list[base.Record]:
+    ) -> tuple[list[base.Record], int]:
+        """Records of a split, and its number of complete rows: the one that is published, as
+        incomplete ones are a part of the release."""
         needed = self._columns(split)
         labelled = self.label_column in needed
-        records = []
+        records, complete = [], 0
         for number, (place, row) in enumerate(rows):
             if any(row[column] is None for column in needed):
                 problems.add("incomplete row", place, f"fewer columns than {len(row)}")
                 continue
+            complete += 1
             label = self._label(row[self.label_column]) if labelled else -1
             if label is None:
                 problems.add("unknown label", place, f"{row[self.label_column]!r:.60}")
@@ -161,7 +165,7 @@ class Glue(base.RecordSource):
                     "label": label,
                 }
             )
-        return records
+        return records, complete
 
     def _label(self, value: str) -> int | None:
         if value in self.labels:

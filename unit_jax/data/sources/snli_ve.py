@@ -53,12 +53,14 @@ class SnliVe(base.RecordSource):
     def _records(
         self,
         split: str,
-        lines: list[tuple[str, dict]],
+        lines: list[tuple[str, dict | None]],
         store: base.ImageIndex,
         problems: base.Problems,
     ) -> list[base.Record]:
         records = []
         for number, (place, line) in enumerate(lines):
+            if line is None:
+                continue
             label = line.get("gold_label")
             if label not in LABELS and not (split == "test" and label is None):
                 problems.add("unknown label", place, f"gold_label {label!r}")
