@@ -7,11 +7,18 @@ import pathlib
 import numpy as np
 import PIL.Image
 
+from unit_jax.data import prepare
+
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "is", "the", "?", "cat"]
 COCO_IMAGES = {"train": {111: (40, 30), 9: (32, 48), 30: (64, 20), 25: (50, 50)}}
 COCO_IMAGES["val"] = {8: (36, 24), 139: (24, 36)}
 VG_IMAGES = {"train": {"VG_100K/2.jpg": (30, 20), "VG_100K_2/1159296.jpg": (20, 30)}}
 VG_IMAGES["val"] = {"VG_100K/5.jpg": (22, 22)}
+
+
+def settings(**changes) -> prepare.Settings:
+    """Settings that take these few files for what they are, and print nothing."""
+    return prepare.Settings(**{"progress": False, "allow_partial": True, **changes})
 
 
 def jpeg(size: tuple[int, int], seed: int = 0, mode: str = "RGB") -> bytes:
@@ -220,3 +227,35 @@ GLUE_FILES = {
 def write_glue(root: pathlib.Path):
     for name, rows in GLUE_FILES.items():
         write(root / "glue" / name, "".join("\t".join(row) + "\n" for row in rows))
+
+
+def write_raw_visual_genome(root: pathlib.Path, objects: list[dict], images: list[dict]):
+    """Release 1.2's files about the images of VG_IMAGES, and vocabularies of three and four lines.
+
+    Args:
+      objects: per image image_id and objects, each with object_id, x, y, w, h, names and, if it
+        has any, attributes.
+      images: what image_data.json lists.
+    """
+    for sizes in VG_IMAGES.values():
+        for name, size in sizes.items():
+            write(root / "visual_genome" / name, jpeg(size))
+    folder = root / "visual_genome"
+    plain = [
+        {
+            "image_id": image["image_id"],
+            "objects": [
+                {key: value for key, value in entry.items() if key != "attributes"}
+                for entry in image["objects"]
+            ],
+        }
+        for image in objects
+    ]
+    described = [
+        {"image_id": image["image_id"], "attributes": image["objects"]} for image in objects
+    ]
+    write(folder / "objects.json", json.dumps(plain))
+    write(folder / "attributes.json", json.dumps(described))
+    write(folder / "image_data.json", json.dumps(images))
+    write(folder / "objects_vocab.txt", "tree,trees\nsky\ncar\n")
+    write(folder / "attributes_vocab.txt", "red\nwhite\nblack and white\ntall,very tall\n")

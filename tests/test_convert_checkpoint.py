@@ -191,7 +191,7 @@ def test_problems_are_told_and_leave_nothing(tmp_path, config, capsys):
 def test_counts_come_from_prepared_data(tmp_path, config):
     source = official_files.write_world(tmp_path / "official")
     data_dir = tmp_path / "data"
-    prepare.prepare(source, data_dir, ["coco", "vqa2", "qnli"], prepare.Settings(progress=False))
+    prepare.prepare(source, data_dir, ["coco", "vqa2", "qnli"], official_files.settings())
     file = tmp_path / "small.json"
     values = json.loads(file.read_text())
     values["model"]["text_encoder"]["vocab_size"] = 0

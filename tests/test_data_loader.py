@@ -239,6 +239,27 @@ def test_resuming_reads_on(data):
         assert list(batches) == []
 
 
+def check_resume(data, position: int, saved: int, resumed: int):
+    """Reads up to a position with some workers and on with others: as one run without workers."""
+    whole = read(make_settings(), data, position + 3)
+    parts = read(make_settings(num_workers=saved), data, position)
+    parts += read(make_settings(num_workers=resumed), data, 3, start=position)
+    for batch, other in zip(whole, parts, strict=True):
+        assert_equal(batch, other)
+
+
+@pytest.mark.parametrize(("position", "saved", "resumed"), [(7, 0, 2), (13, 2, 1), (22, 1, 0)])
+def test_resuming_with_another_number_of_workers(data, position, saved, resumed):
+    check_resume(data, position, saved, resumed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(20))
+def test_resuming_anywhere_with_any_number_of_workers(data, case):
+    rng = np.random.default_rng(case)
+    check_resume(data, int(rng.integers(1, STEPS - 3)), *divmod(case % 9, 3))
+
+
 def test_processes_read_slices_of_the_same_batch(data):
     settings = make_settings()
     parts = [read(settings, data, 12, process_index=i, process_count=2) for i in range(2)]

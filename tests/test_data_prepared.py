@@ -14,7 +14,7 @@ import pytest
 from unit_jax.data import prepare, prepared
 from unit_jax.data.prepared import PreparedData
 
-QUIET = prepare.Settings(progress=False)
+QUIET = official.settings()
 TOOL = pathlib.Path(__file__).parents[1] / "tools" / "prepare_data.py"
 
 
@@ -138,7 +138,7 @@ def test_another_vocabulary(data_dir, source, tmp_path):
 def test_a_hub_name_is_not_looked_up_again(source, tmp_path, monkeypatch):
     vocabulary = (source / "vocab.txt").read_bytes()
     monkeypatch.setattr(prepared, "_download_vocabulary", lambda name: vocabulary)
-    settings = prepare.Settings(vocabulary="some/hub-name", progress=False)
+    settings = official.settings(vocabulary="some/hub-name")
     prepare.prepare(source, tmp_path, ["sst2"], settings)
 
     def refuse(name):
@@ -185,9 +185,7 @@ def test_finished_data_sets_are_left_alone(data_dir, source):
     after = modified(data_dir)
     unchanged = {path for path in before if path.parent != data_dir}
     assert all(before[path] == after[path] for path in unchanged)
-    rows = prepare.prepare(
-        source, data_dir, ["qnli"], prepare.Settings(overwrite=True, progress=False)
-    )
+    rows = prepare.prepare(source, data_dir, ["qnli"], official.settings(overwrite=True))
     assert [row.fresh for row in rows] == [True]
 
 
@@ -214,7 +212,7 @@ def test_what_is_broken_is_prepared_again(data_dir, source):
 def test_records_notice_that_their_images_changed(data_dir, source, tmp_path):
     root = official.write_world(tmp_path / "source")
     official.write(root / "coco/train2017/000000000001.jpg", official.jpeg((9, 9)))
-    prepare.prepare(root, data_dir, ["coco"], prepare.Settings(overwrite=True, progress=False))
+    prepare.prepare(root, data_dir, ["coco"], official.settings(overwrite=True))
     told = message(PreparedData, data_dir, ["coco", "vqa2"])
     assert "vqa2: its images (images_coco) were prepared anew from other files" in told
     assert "\n  coco:" not in told
@@ -230,7 +228,7 @@ def test_an_interrupted_run_leaves_the_old_state(data_dir, source, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepare, "_check_written", interrupt)
-    again = prepare.Settings(overwrite=True, progress=False)
+    again = official.settings(overwrite=True)
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare(source, data_dir, ["qnli", "sst2"], again)
     split = PreparedData(data_dir, ["qnli"]).split("qnli", "train")
@@ -266,7 +264,7 @@ def test_all_missing_source_files_before_any_work(tmp_path):
 def test_preparing_with_another_vocabulary(data_dir, source, tmp_path):
     other = tmp_path / "other.txt"
     official.write(other, "\n".join([*official.VOCABULARY, "dog"]))
-    settings = prepare.Settings(vocabulary=str(other), progress=False)
+    settings = official.settings(vocabulary=str(other))
     told = message(prepare.prepare, source, data_dir, ["sst2"], settings)
     assert f"was prepared with the vocabulary vocab.txt, {other} is another" in told
     official.write(other, "cat\n[PAD]\n[CLS]\n")
@@ -322,7 +320,15 @@ def command():
 
 def test_the_command_prints_a_table(command, source, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
-    arguments = ["--source", str(source), "--data_dir", str(tmp_path), "--datasets", "coco, vqa2"]
+    arguments = [
+        "--source",
+        str(source),
+        "--data_dir",
+        str(tmp_path),
+        "--datasets",
+        "coco, vqa2",
+        "--allow_partial",
+    ]
     assert command(arguments) == 0
     shown = capsys.readouterr()
     lines = {line.split()[1]: line for line in shown.out.splitlines() if line.startswith("│")}

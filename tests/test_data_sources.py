@@ -1,7 +1,6 @@
 """Official files against what is read back: independent parsing, and files with faults."""
 
 import collections
-import io
 import json
 import warnings
 
@@ -13,9 +12,9 @@ import tensorflow_datasets as tfds
 
 from unit_jax.data import prepare
 from unit_jax.data.prepared import PreparedData, Records
-from unit_jax.data.sources import base, images
+from unit_jax.data.sources import base
 
-QUIET = prepare.Settings(progress=False)
+QUIET = official.settings()
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def data(source, tmp_path_factory):
 
 def prepared(source, data_dir, *names, **settings):
     """Prepares some data sets and opens them."""
-    prepare.prepare(source, data_dir, names, prepare.Settings(progress=False, **settings))
+    prepare.prepare(source, data_dir, names, official.settings(**settings))
     return PreparedData(data_dir, names)
 
 
@@ -246,135 +245,7 @@ def test_coco_test_images_come_after_all_others(data, source, tmp_path):
         )
 
 
-# ---- Faults -------------------------------------------------------------------------------------
-
-
-def test_faults_in_images(tmp_path):
-    root = tmp_path / "source"
-    official.write_coco(root)
-    train = root / "coco/train2017"
-    whole = (train / "000000000009.jpg").read_bytes()
-    official.write(train / "000000000009.jpg", whole[: len(whole) // 2])  # truncated
-    official.write(train / "000000000025.jpg", b"")
-    (root / "coco/val2017/000000000139.jpg").unlink()
-    official.write(train / "000000000030.jpg", official.jpeg((64, 20), mode="L"))
-    official.write(train / "000000000111.jpg", official.jpeg((40, 31), mode="CMYK"))
-    data = prepared(root, tmp_path / "data", "coco")
-    assert [r["image_id"] for r in data.split("coco", "train")] == [30, 111]
-    assert [r["image_id"] for r in data.split("coco", "val")] == [8]
-    assert noted(data) == {
-        ("broken image", "skipped"): 2,
-        ("missing image", "skipped"): 3,
-        ("image size", "repaired"): 1,
-        ("box outside", "kept"): 1,
-        ("empty box", "kept"): 1,
-    }
-    assert data.split("coco", "train").height.tolist() == [20, 31]  # the file's
-    grey = PIL.Image.open(io.BytesIO(data.split("coco", "train").image(0)))
-    assert grey.convert("RGB").size == (64, 20)
-
-
-def test_sixteen_bit_images_become_eight_bit(tmp_path):
-    values = np.array([[0, 257, 65535], [128, 25700, 60000]], np.uint16)
-    PIL.Image.fromarray(values).save(tmp_path / "1.png")
-    content, width, height, repaired = images.read_image(tmp_path / "1.png")
-    assert (width, height) == (3, 2)
-    assert "8-bit" in repaired
-    pixels = np.asarray(PIL.Image.open(io.BytesIO(content)))
-    np.testing.assert_array_equal(pixels, np.round(values / 257).astype(np.uint8))
-
-
-def test_faults_in_annotations(tmp_path):
-    root = tmp_path / "source"
-    official.write_coco(root)
-    path = root / "coco/annotations/instances_train2017.json"
-    content = json.loads(path.read_text())
-    good = {"image_id": 9, "bbox": [1, 1, 2, 2], "category_id": 1, "iscrowd": 0, "area": 4}
-    content["annotations"] += [
-        {**good, "id": 1, "bbox": [1, 1, float("nan"), 2]},
-        {**good, "id": 2, "bbox": [1, 1, -3, 2]},
-        {**good, "id": 3, "bbox": [1, 1, 3]},
-        {**good, "id": 4, "bbox": None},
-        {**good, "id": 5, "category_id": 2},
-        {**good, "id": 6, "image_id": 12345},
-        {**good, "id": 7, "area": float("nan")},
-        {**good, "id": 7, "bbox": [9, 9, 9, 9]},
-        {**good, "id": 8, "bbox": [-5, 1, 20, 4]},
-        "not an object",
-    ]
-    content["images"].append(content["images"][0])
-    official.write(path, content)
-    data = prepared(root, tmp_path / "data", "coco")
-    assert noted(data) == {
-        ("bad box", "skipped"): 4,
-        ("unknown category", "skipped"): 1,
-        ("unknown image", "skipped"): 1,
-        ("duplicate id", "skipped"): 2,
-        ("bad entry", "skipped"): 1,
-        ("empty box", "kept"): 1,
-        ("box outside", "kept"): 2,
-    }
-    record = data.split("coco", "train")[0]
-    assert record["image_id"] == 9
-    assert record["boxes_xywh"].tolist() == [[2, 2, 8, 8], [1, 1, 2, 2], [-5, 1, 20, 4]]
-    assert record["areas"].tolist() == [32, 4, 4]
-
-
-def test_faults_in_questions(tmp_path):
-    root = official.write_world(tmp_path / "source")
-    path = root / "vqa2/v2_OpenEnded_mscoco_train2014_questions.json"
-    questions = json.loads(path.read_text())["questions"]
-    questions[0]["question"] = "  "
-    questions[1]["question"] = "x" * 10_000_000
-    questions[2]["image_id"] = 5
-    questions += [dict(questions[3]), {**questions[3], "question_id": 1}]
-    official.write(path, {"questions": questions})
-    data = prepared(root, tmp_path / "data", "vqa2")
-    assert noted(data) == {
-        ("empty text", "skipped"): 1,
-        ("long text", "repaired"): 1,
-        ("missing image", "skipped"): 1,
-        ("duplicate id", "skipped"): 1,
-        ("no answers", "skipped"): 1,
-    }
-    records = list(data.split("vqa2", "train"))
-    assert [r["question_id"] for r in records] == [9000, 25000, 111000]
-    assert len(records[2]["question"]) == 10_000
-
-
-def test_faults_in_texts(tmp_path):
-    root = official.write_world(tmp_path / "source")
-    with open(root / "glue/QQP/train.tsv", "ab") as file:
-        file.write(b"1\t2\t3\tincomplete\n")
-        file.write(b"2\t2\t3\ta\tb\tmaybe\n")
-        file.write(b"3\t2\t3\tcaf\xe9\tb\t1\r\n")
-    with open(root / "snli_ve/snli_ve_train.jsonl", "a") as file:
-        file.write('{"Flikr30kID": "77.jpg", "sentence2": "a", "gold_label": "-"}\n')
-        file.write('{"Flikr30kID": "99.jpg", "sentence2": "a", "gold_label": "neutral"}\n')
-        file.write("{\n[]\n")
-    data = prepared(root, tmp_path / "data", "qqp", "snli_ve")
-    assert noted(data) == {
-        ("incomplete row", "skipped"): 1,
-        ("unknown label", "skipped"): 2,
-        ("not UTF-8", "repaired"): 1,
-        ("empty text", "kept"): 1,
-        ("missing image", "skipped"): 1,
-        ("bad entry", "skipped"): 2,
-    }
-    assert data.split("qqp", "train")[2]["text_a"] == "caf\N{REPLACEMENT CHARACTER}"
-    assert len(data.split("snli_ve", "train")) == 3
-
-
-def test_too_many_faults_are_an_error(tmp_path):
-    root = tmp_path / "source"
-    official.write_coco(root)
-    for file in (root / "coco/train2017").iterdir():
-        file.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"more than 3 faults .*4 x broken image.*--max_problems"):
-        prepared(root, tmp_path / "data", "coco", max_problems=3)
-    assert (tmp_path / "data/problems.jsonl").read_text().count("broken image") == 4
-    with pytest.raises(ValueError, match="coco: no usable example in train"):
-        prepared(root, tmp_path / "data", "coco", max_problems=100)
+# ---- Files that are something else ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Generator, preparation, training, checkpoint, resume, evaluation: as a user runs them."""
 
 import json
+import shutil
 
 import numpy as np
+import official_files as official
 import pytest
 from etils import epath
 from PIL import Image
@@ -10,6 +12,7 @@ from PIL import Image
 from tests import tiny
 from tests.test_convert_checkpoint import convert
 from unit_jax import checkpoints, evaluate, predict, setup, train
+from unit_jax.data import prepare
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,46 @@ def test_eval_mode_prints_the_same_numbers(data_dir, finished, tmp_path):
     assert set(answers[0]) == {"question_id", "answer"}
     lines = (tmp_path / "predictions" / "qqp-val.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction" and len(lines) == 1 + len(run.data.split("qqp", "val"))
+
+
+def test_predictions_for_test_splits(data_dir, finished, tmp_path):
+    """Official test files are added to the demo's; a checkpoint predicts what servers take."""
+    source = tmp_path / "source"
+    shutil.copytree(data_dir.parent / "source", source)
+    pictures = sorted((source / "coco/val2017").iterdir())[:3]
+    listed = []
+    for number, picture in enumerate(pictures, start=900_001):
+        official.write(source / f"coco/test2017/{number:012d}.jpg", picture.read_bytes())
+        name = f"COCO_test2015_{number:012d}.jpg"
+        official.write(source / "coco/test2015" / name, picture.read_bytes())
+        listed.append({"id": number, "file_name": f"{number:012d}.jpg", "width": 1, "height": 1})
+    official.write(source / "coco/annotations/image_info_test-dev2017.json", {"images": listed})
+    questions = [
+        {"question_id": 7 * image["id"], "image_id": image["id"], "question": "what is it?"}
+        for image in listed
+    ]
+    path = source / "vqa2/v2_OpenEnded_mscoco_test2015_questions.json"
+    official.write(path, {"questions": questions})
+    rows = ["id\tquestion1\tquestion2", "0\ta\tb", "1\tc\td"]
+    official.write(source / "glue/QQP/test.tsv", "\n".join(rows) + "\n")
+    prepare.prepare(source, tmp_path / "data", tiny.TASKS, prepare.Settings(progress=False))
+
+    run = setup.open_run(tiny.values(tmp_path / "data"))
+    predict.predict_checkpoint(run, finished[0], epath.Path(tmp_path), "test")
+    folder = tmp_path / "predictions"
+    boxes = json.loads((folder / "coco-test.json").read_text())
+    assert {box["image_id"] for box in boxes} == {image["id"] for image in listed}
+    assert all(set(box) == {"image_id", "category_id", "bbox", "score"} for box in boxes)
+    answers = json.loads((folder / "vqa2-test.json").read_text())
+    assert [a["question_id"] for a in answers] == [q["question_id"] for q in questions]
+    assert {a["answer"] for a in answers} <= set(run.data.label_names("vqa2"))
+    header, *lines = (folder / "qqp-test.tsv").read_text().splitlines()
+    assert header == "index\tprediction"
+    assert [line.split("\t")[0] for line in lines] == ["0", "1"]
+    assert {line.split("\t")[1] for line in lines} <= {"0", "1"}
+
+    with pytest.raises(ValueError, match="split test of coco, vqa2, qqp has no labels"):
+        evaluate.evaluate_checkpoint(run, finished[0], epath.Path(tmp_path), "test")
 
 
 def test_bad_input_is_one_error_before_training(data_dir, finished, tmp_path):

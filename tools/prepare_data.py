@@ -35,6 +35,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     add("--overwrite", action="store_true", help="prepare again what is finished")
     add("--max_problems", type=int, default=1000, help="faults in a data set that make it fail")
+    add(
+        "--allow_partial",
+        action="store_true",
+        help="prepare also files that list fewer (or more) examples than were published",
+    )
     add("--min_answer_count", type=int, default=9, help="for an answer list built from VQAv2")
     add("--max_answers", type=int, default=3129, help="of such a list, unknown included")
     options = parser.parse_args(arguments)
@@ -42,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         vocabulary=options.vocabulary,
         overwrite=options.overwrite,
         max_problems=options.max_problems,
+        allow_partial=options.allow_partial,
         options=base.Options(options.min_answer_count, options.max_answers),
     )
     names = [name.strip() for name in options.datasets.split(",") if name.strip()]
@@ -51,6 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     rich.print(table(rows, options.data_dir))
+    for row in rows:
+        for note in row.notes:
+            print(f"{row.name}: {note}")
+        if row.partial:
+            print(f"{row.name} is only a part of what was published: {'; '.join(row.partial)}")
     return 0
 
 

@@ -201,8 +201,15 @@ def evaluate_checkpoint(
     """`--mode=eval`: restores a checkpoint's model and reports on it.
 
     Raises:
-      ValueError: there is none at that place, or it does not fit the config or the data.
+      ValueError: there is none at that place, it does not fit the config or the data, or the
+        split has no labels.
     """
+    unlabelled = [t for t in run.settings.tasks if not run.data.split(t, split).labelled]
+    if unlabelled:
+        raise ValueError(
+            f"the split {split} of {', '.join(unlabelled)} has no labels to compare with; "
+            "--mode=predict writes files for their servers"
+        )
     model = run.restored_model(checkpoint)
     write_report(run, make_predict(run), model["params"], model["statistics"], workdir, split)
 

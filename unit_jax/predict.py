@@ -68,6 +68,7 @@ def to_entries(
             dict(pairID=record["example_id"], label=names[label])
             for record, label in zip(records, best, strict=True)
         ]
+    names = run.data.submitted_labels(task)
     return [
         dict(index=record["example_id"], prediction=names[label])
         for record, label in zip(records, best, strict=True)

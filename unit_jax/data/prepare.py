@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from unit_jax.data import prepared
+from unit_jax.data import demo, prepared
 from unit_jax.data.sources import base, images
 from unit_jax.data.sources.coco import Coco
 from unit_jax.data.sources.glue import Mnli, Qnli, Qqp, Sst2
@@ -42,6 +42,7 @@ class Settings:
         data folder has, else bert-base-uncased from the hub.
       overwrite: prepare again what is finished.
       max_problems: faults in one data set's files above which preparing it fails.
+      allow_partial: prepare also what does not list as much as was published.
       options: choices that sources heed.
       progress: show progress bars.
     """
@@ -49,6 +50,7 @@ class Settings:
     vocabulary: str = ""
     overwrite: bool = False
     max_problems: int = 1000
+    allow_partial: bool = False
     options: base.Options = dataclasses.field(default_factory=base.Options)
     progress: bool = True
 
@@ -65,6 +67,8 @@ class Summary:
       images: name of the image store it points into, or "".
       size: bytes on disk.
       problems: faults by kind.
+      partial: in which numbers the files differ from the published ones.
+      notes: what the source chose by the files at hand.
     """
 
     name: str
@@ -75,6 +79,8 @@ class Summary:
     images: str
     size: int
     problems: Mapping[str, int]
+    partial: Sequence[str]
+    notes: Sequence[str]
 
 
 def prepare(
@@ -95,8 +101,8 @@ def prepare(
       A line for every data set asked for and every image store that one of them uses.
 
     Raises:
-      ValueError: files are missing (all are listed), too many are faulty, nothing is usable, or
-        the folder holds another vocabulary.
+      ValueError: files are missing (all are listed), too many are faulty, nothing is usable,
+        they list another number than was published, or the folder holds another vocabulary.
     """
     settings = settings or Settings()
     source, data_dir = pathlib.Path(source), pathlib.Path(data_dir)
@@ -111,7 +117,7 @@ def prepare(
         if settings.overwrite or not _is_finished(data_dir, manifest, images.FAMILIES[name])
     ]
     _check_files(source, todo, families)
-    writer = _Writer(data_dir, settings)
+    writer = _Writer(data_dir, settings, compare_counts=not (source / demo.DONE).exists())
     if any(task.kind != "detection" for task in chosen):
         writer.store_vocabulary(source)
     for family in families:
@@ -173,7 +179,8 @@ def _check_files(
 class _Writer:
     """Writes data sets into a data folder and keeps its manifest."""
 
-    def __init__(self, data_dir: pathlib.Path, settings: Settings):
+    def __init__(self, data_dir: pathlib.Path, settings: Settings, compare_counts: bool):
+        self._compare_counts = compare_counts  # the demo's are its own
         self._data_dir = data_dir
         self._settings = settings
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -208,7 +215,8 @@ class _Writer:
     def write_images(self, family: images.Family, source: pathlib.Path):
         """Writes the image store of a family."""
         with self._problems(family) as problems, self._bar(f"{family.name}: listing") as bar:
-            listed = images.list_images(family, source)
+            listed, counts = images.list_images(family, source)
+            partial = self._partial(family.name, *images.published_counts(family, counts))
             records = images.ImageRecords(problems)
             _restart(bar, family.name, len(listed))
             items = {prepared.IMAGE_SPLIT: base.Items(listed, bar, records)}
@@ -218,6 +226,7 @@ class _Writer:
             "sha256": records.sha256,
             "folders": family.present_folders(source),
             "problems": problems.counts(),
+            "partial": partial,
         }
         splits = {prepared.IMAGE_SPLIT: {"count": len(records.keys)}}
         arrays = {prepared.IMAGE_SPLIT: records.index_arrays()}
@@ -233,6 +242,7 @@ class _Writer:
             facts |= {"images": task.image_family, "images_sha256": entry["sha256"]}
         with self._problems(task) as problems, self._bar(f"{task.name}: reading") as bar:
             content = task.read(store, problems)
+            partial = self._partial(task.name, content.listed, task.published)
             for split, records in content.splits.items():
                 if not records:
                     counts = ", ".join(f"{n} x {kind}" for kind, n in problems.counts().items())
@@ -254,11 +264,33 @@ class _Writer:
         for name, data in content.files.items():
             _replace(self._data_dir / name, data)
         facts |= content.facts
-        facts["problems"] = problems.counts()
+        facts |= {"problems": problems.counts(), "partial": partial, "notes": content.notes}
         facts["source_files"] = [
             str(path.relative_to(task.source)) for path in task.required_files()
         ]
         self._finish(task, folder, splits, arrays, facts)
+
+    def _partial(
+        self, name: str, listed: Mapping[str, int], published: Mapping[str, int]
+    ) -> list[str]:
+        """In which numbers the files of a data set differ from its release.
+
+        Raises:
+          ValueError: in some, and the settings do not allow it.
+        """
+        if not self._compare_counts:
+            return []
+        wrong = [
+            f"{what}: {listed[what]:,} of {count:,}"
+            for what, count in published.items()
+            if what in listed and listed[what] != count
+        ]
+        if wrong and not self._settings.allow_partial:
+            raise ValueError(
+                f"{name} is not what was published ({'; '.join(wrong)}): an incomplete download "
+                "or another release? --allow_partial prepares it all the same"
+            )
+        return wrong
 
     def _bar(self, description: str) -> tqdm:
         return tqdm(desc=description, unit=" records", disable=not self._settings.progress)
@@ -357,6 +389,8 @@ def _summary(data_dir: pathlib.Path, manifest: dict, name: str, fresh: bool) -> 
         images=entry.get("images", ""),
         size=sum(path.stat().st_size for path in (data_dir / name / entry["version"]).iterdir()),
         problems=entry["problems"],
+        partial=entry.get("partial", []),
+        notes=entry.get("notes", []),
     )
 
 

@@ -185,6 +185,10 @@ class PreparedData:
             return read_lines(self.data_dir / entry["answers"]["file"])
         return entry["label_names"]
 
+    def submitted_labels(self, task: str) -> list[str]:
+        """What a benchmark's server takes for each label; mostly the label's name."""
+        return self._entry(task).get("submitted_labels") or self.label_names(task)
+
     def attribute_names(self, task: str) -> list[str]:
         """Name of each attribute, by number; "" where the data set gives none."""
         return self._entry(task).get("attribute_names", [])

@@ -177,7 +177,8 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
     a JPEG at reduced size, is not used.
     """
     with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image.convert("RGB"))
+        # Converting RGB to RGB would copy it.
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def load_objects(

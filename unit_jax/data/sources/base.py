@@ -133,17 +133,21 @@ class Content:
 
     Attributes:
       splits: records per split, in the order in which they are stored.
+      listed: what the files list, faulty entries included, under the names of `published`.
       facts: entries for the manifest: num_labels, label_names, num_attributes, ...
       index: per split further row-aligned arrays for planning batches (e.g. num_objects).
       files: files to store beside the manifest, by name.
       unlabelled: splits without labels (for predictions that are handed in).
+      notes: sentences for the log and the manifest: choices that depended on the files at hand.
     """
 
     splits: Mapping[str, list[Record]]
     facts: Mapping[str, Any]
+    listed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     index: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     unlabelled: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 class RecordSource(abc.ABC):
@@ -154,6 +158,8 @@ class RecordSource(abc.ABC):
       kind: as in TaskSpec.
       image_family: image store that the records point into; "" = none.
       origin: where the files are published.
+      published: how many of what a complete release lists; names as in `Content.listed`. What
+        a source does not have (test files) is not compared.
       features: TFDS features of a record, without image_row, width and height.
       version: of the record layout; raise it when `features` or their meaning change.
     """
@@ -162,6 +168,7 @@ class RecordSource(abc.ABC):
     kind: ClassVar[str]
     image_family: ClassVar[str] = ""
     origin: ClassVar[str] = ""
+    published: ClassVar[Mapping[str, int]] = {}
     features: ClassVar[Mapping[str, Any]]
     version: ClassVar[str] = "1.0.0"
 
@@ -287,13 +294,22 @@ def read_json(path: pathlib.Path, problems: Problems) -> dict[str, Any]:
     Raises:
       ValueError: it does not (e.g. an incomplete download).
     """
-    try:
-        content = json.loads(read_text(path, problems))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is no complete JSON file ({error}); download it again") from None
+    content = _parse(path, problems)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object with lists")
     return content
+
+
+def read_json_list(path: pathlib.Path, problems: Problems) -> list[dict[str, Any]]:
+    """The objects of a JSON file that holds one list; other values in it are skipped.
+
+    Raises:
+      ValueError: it holds no list (e.g. an incomplete download).
+    """
+    content = _parse(path, problems)
+    if not isinstance(content, list):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a list")
+    return objects(content, str(path), problems)
 
 
 def entries(
@@ -307,14 +323,29 @@ def entries(
     values = content.get(key)
     if not isinstance(values, list):
         raise ValueError(f"{path} has no list {key!r} (it has {', '.join(content)[:200]})")
+    return objects(values, f"{path}: {key}", problems)
+
+
+def _parse(path: pathlib.Path, problems: Problems) -> Any:
+    try:
+        return json.loads(read_text(path, problems))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no complete JSON file ({error}); download it again") from None
+
+
+def objects(values: Any, place: str, problems: Problems) -> list[dict[str, Any]]:
+    """The objects of a list; what else is in it is skipped, and so is what is no list."""
+    if not isinstance(values, list):
+        problems.add("bad entry", place, f"no list: {values!r:.60}")
+        return []
     for number, value in enumerate(values):
         if not isinstance(value, dict):
-            problems.add("bad entry", f"{path}: {key}[{number}]", f"no object: {value!r:.60}")
+            problems.add("bad entry", f"{place}[{number}]", f"no object: {value!r:.60}")
     return [value for value in values if isinstance(value, dict)]
 
 
-def read_json_lines(path: pathlib.Path, problems: Problems) -> Iterator[tuple[str, dict]]:
-    """(place, object) of each line of a JSON-lines file; other lines are skipped."""
+def read_json_lines(path: pathlib.Path, problems: Problems) -> Iterator[tuple[str, dict | None]]:
+    """(place, object) of each line of a JSON-lines file that is not blank; None = a faulty one."""
     for number, line in enumerate(read_text(path, problems).split("\n"), start=1):
         if line.strip():
             place = f"{path}:{number}"
@@ -322,11 +353,12 @@ def read_json_lines(path: pathlib.Path, problems: Problems) -> Iterator[tuple[st
                 value = json.loads(line)
             except json.JSONDecodeError as error:
                 problems.add("bad entry", place, f"no JSON: {error}")
+                yield place, None
                 continue
-            if isinstance(value, dict):
-                yield place, value
-            else:
+            if not isinstance(value, dict):
                 problems.add("bad entry", place, f"no object: {value!r:.60}")
+                value = None
+            yield place, value
 
 
 def clean_text(value: Any, place: str, problems: Problems, keep_empty: bool = False) -> str | None:
@@ -338,7 +370,15 @@ def clean_text(value: Any, place: str, problems: Problems, keep_empty: bool = Fa
     if len(value) > MAX_TEXT:
         problems.add("long text", place, f"{len(value)} characters: cut to {MAX_TEXT}", "repaired")
         value = value[:MAX_TEXT]
-    return value
+    return encodable(value, place, problems)
+
+
+def encodable(text: str, place: str, problems: Problems) -> str:
+    """The text; halves of surrogate pairs, which JSON can spell but UTF-8 cannot, become "?"."""
+    encoded = text.encode(errors="replace").decode()
+    if encoded != text:
+        problems.add("not UTF-8", place, "half a surrogate pair: replaced", "repaired")
+    return encoded
 
 
 def id_number(value: Any) -> int | None:

@@ -1,8 +1,7 @@
 """Object detection in COCO's JSON: COCO 2017, and what Visual Genome shares with it."""
 
-import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,9 @@ from jaxtyping import Bool, Float
 from unit_jax.data.sources import base, images
 
 ATTRIBUTE_SLOTS = 16
+VAL_IMAGES = "coco/annotations/instances_val2017.json"
+_HUGE = 1e30  # larger numbers (and NaN) are no pixels; float32 and products of two hold this
+_MOST_IDS = 2**15  # a larger id is a fault: every id up to it would get an output of its own
 
 
 class Coco(base.RecordSource):
@@ -43,26 +45,31 @@ class Coco(base.RecordSource):
         "val": "coco/annotations/instances_val2017.json",
     }
     test: tuple[str, str] = ("coco/annotations/image_info_test-dev2017.json", "coco/test2017")
+    published = {
+        "train images": 118_287,
+        "train objects": 860_001,
+        "val images": 5_000,
+        "val objects": 36_781,
+        "test images": 20_288,
+    }
     image_folders: tuple[str, ...] = ("coco/train2017", "coco/val2017")
 
     def required_files(self) -> list[pathlib.Path]:
         return [self.source / file for file in [*self.annotations.values(), *self.image_folders]]
 
     def read(self, store: base.ImageIndex | None, problems: base.Problems) -> base.Content:
-        files = {split: self.source / file for split, file in self.annotations.items()}
-        test, test_images = (self.source / (path or ".absent") for path in self.test)
-        if test.exists() and test_images.exists():
-            files["test"] = test
-        splits, index = {}, {}
+        splits, index, listed = {}, {}, {}
         categories: dict[int, str] = {}
         attribute_names: dict[int, str] = {}
-        for split, path in files.items():
-            content = base.read_json(path, problems)
+        for split, path, content in self._annotated(problems):
             categories |= _named_ids(content.get("categories"), path)
             attribute_names |= _named_ids(content.get("attCategories"), path)
             splits[split] = self._read_split(split, path, content, categories, store, problems)
             kept = [np.count_nonzero(trained_objects(record)) for record in splits[split]]
             index[split] = {"num_objects": np.array(kept, np.int32)}
+            listed[f"{split} images"] = len(content["images"])
+            if split != "test":
+                listed[f"{split} objects"] = len(content["annotations"])
         count = max(categories, default=-1) + 1
         facts: dict[str, Any] = {
             "num_labels": count,
@@ -73,7 +80,20 @@ class Coco(base.RecordSource):
             count = int(max([*attribute_names, *used], default=-1)) + 1
             facts["num_attributes"] = count
             facts["attribute_names"] = _by_number(attribute_names, count)
-        return base.Content(splits, facts, index, unlabelled=frozenset({"test"} & splits.keys()))
+        return base.Content(
+            splits, facts, listed, index, unlabelled=frozenset({"test"} & splits.keys())
+        )
+
+    def _annotated(
+        self, problems: base.Problems
+    ) -> Iterator[tuple[str, pathlib.Path, dict[str, Any]]]:
+        """(split, file, what it holds in COCO's format) of every split."""
+        files = {split: self.source / file for split, file in self.annotations.items()}
+        test, test_images = (self.source / (path or ".absent") for path in self.test)
+        if test.exists() and test_images.exists():
+            files["test"] = test
+        for split, path in files.items():
+            yield split, path, base.read_json(path, problems)
 
     def _read_split(
         self,
@@ -155,6 +175,13 @@ class Coco(base.RecordSource):
         return arrays
 
 
+def val_image_ids(source: pathlib.Path, problems: base.Problems) -> set[int]:
+    """Ids of COCO 2017's validation images, which VQAv2 and Visual Genome are split by."""
+    path = source / VAL_IMAGES
+    listed = base.entries(base.read_json(path, problems), "images", path, problems)
+    return {base.id_number(image.get("id")) for image in listed} - {None}
+
+
 def _unique(
     entries: list[dict[str, Any]], what: str, path: pathlib.Path, problems: base.Problems
 ) -> dict[int, dict[str, Any]]:
@@ -172,9 +199,9 @@ def _unique(
 
 
 def _is_box(box: Any) -> bool:
-    """Four finite numbers, the last two (width, height) not negative."""
+    """Four numbers that float32 can hold, the last two (width, height) not negative."""
     try:
-        return len(box) == 4 and all(map(math.isfinite, box)) and min(box[2:]) >= 0
+        return len(box) == 4 and all(abs(value) < _HUGE for value in box) and min(box[2:]) >= 0
     except TypeError:
         return False
 
@@ -182,7 +209,7 @@ def _is_box(box: Any) -> bool:
 def _area(annotation: Mapping[str, Any]) -> float:
     """Area in square pixels: the annotated (segmented) one, or the box's."""
     area = annotation.get("area")
-    if isinstance(area, int | float) and math.isfinite(area):
+    if isinstance(area, int | float) and abs(area) < _HUGE:
         return area
     return annotation["bbox"][2] * annotation["bbox"][3]
 
@@ -217,7 +244,7 @@ def _attribute_slots(annotation: Mapping) -> list[int] | None:
     ids = annotation.get("attribute_ids_max16", [])
     if not isinstance(ids, list) or len(ids) > ATTRIBUTE_SLOTS:
         return None
-    if not all(isinstance(number, int) and number >= -1 for number in ids):
+    if not all(isinstance(number, int) and -1 <= number < _MOST_IDS for number in ids):
         return None
     return ids + [-1] * (ATTRIBUTE_SLOTS - len(ids))
 

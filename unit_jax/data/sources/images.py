@@ -5,9 +5,10 @@ of train2017 and val2017 under other file names. A store is filled from whicheve
 folders the source has. Rows are ordered by folder, then by key, so that a folder that comes
 later (test images) changes no earlier row.
 
-Rules for unusual images: pixels count as stored (an EXIF orientation is ignored, as in the
-reference); greyscale, palette and CMYK images stay as they are (readers convert to RGB); images
-with more than 8 bits a channel are stored as 8-bit PNG; what Pillow cannot decode is left out.
+Rules for unusual images, each counted: pixels count as stored (an EXIF orientation is ignored, as
+in the reference); greyscale, palette and CMYK images stay as they are (readers convert to RGB);
+images with more than 8 bits a channel are stored as 8-bit PNG; what Pillow cannot decode is left
+out.
 """
 
 import concurrent.futures
@@ -18,10 +19,11 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import PIL.ExifTags
 import PIL.Image
 import tensorflow_datasets as tfds
 
@@ -48,12 +50,14 @@ class Family:
     Attributes:
       name: of the store.
       folders: where images may lie under the source, first come first served.
+      published: (folders, image files in those together) of a complete release.
       key: image key of a file name, None = not one of the family's images.
     """
 
     name: str
     folders: tuple[str, ...]
     key: Callable[[str], Any]
+    published: tuple[tuple[tuple[str, ...], int], ...]
     version: str = "1.0.0"
 
     @property
@@ -73,57 +77,96 @@ class Family:
         }
 
 
+_COCO_FILES = {
+    "train2017": 118_287,
+    "val2017": 5_000,
+    "train2014": 82_783,
+    "val2014": 40_504,
+    "test2017": 40_670,
+    "test2015": 81_434,
+}
+_GENOME_FOLDERS = tuple(
+    f"visual_genome/{name}"
+    for name in ("VG_100K", "VG_100K_2", "images/VG_100K", "images/VG_100K_2")
+)
+_FLICKR_FOLDERS = ("flickr30k/flickr30k_images", "flickr30k/flickr30k-images")
+
 FAMILIES = {
     family.name: family
     for family in (
         Family(
             "images_coco",
-            tuple(
-                f"coco/{folder}"
-                for folder in (
-                    "train2017",
-                    "val2017",
-                    "train2014",
-                    "val2014",
-                    "test2017",
-                    "test2015",
-                )
-            ),
+            tuple(f"coco/{name}" for name in _COCO_FILES),
             trailing_number,
+            tuple(((f"coco/{name}",), count) for name, count in _COCO_FILES.items()),
         ),
         Family(
             "images_visual_genome",
-            (
-                "visual_genome/VG_100K",
-                "visual_genome/VG_100K_2",
-                "visual_genome/images/VG_100K",
-                "visual_genome/images/VG_100K_2",
-            ),
+            _GENOME_FOLDERS,
             trailing_number,
+            ((_GENOME_FOLDERS, 108_249),),
         ),
-        Family("images_flickr30k", ("flickr30k/flickr30k_images",), file_stem),
+        Family(
+            "images_flickr30k",
+            _FLICKR_FOLDERS,
+            file_stem,
+            ((_FLICKR_FOLDERS, 31_783),),
+        ),
     )
 }
 
 
-def list_images(family: Family, source: pathlib.Path) -> list[tuple[Any, pathlib.Path]]:
-    """(key, file) of every image of a family, in the order of the store."""
+def list_images(
+    family: Family, source: pathlib.Path
+) -> tuple[list[tuple[Any, pathlib.Path]], dict[str, int]]:
+    """(key, file) of every image of a family in the order of the store; files by folder.
+
+    An image that several folders have is listed once, and counted in each.
+    """
     found: dict[Any, pathlib.Path] = {}
+    counts = {}
     for folder in family.present_folders(source):
         files = {}
         for entry in os.scandir(source / folder):
             key = family.key(entry.name) if entry.name.lower().endswith(SUFFIXES) else None
-            if key is not None and key not in found:
+            if key is not None:
                 files[key] = pathlib.Path(entry.path)
-        found |= dict(sorted(files.items()))
-    return list(found.items())
+        counts[folder] = len(files)
+        found |= {key: path for key, path in sorted(files.items()) if key not in found}
+    return list(found.items()), counts
 
 
-def read_image(path: pathlib.Path) -> tuple[bytes, int, int, str]:
+def published_counts(
+    family: Family, counts: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """(found, published) image files by the folders that hold them, of those that are there."""
+    found, published = {}, {}
+    for folders, count in family.published:
+        present = [folder for folder in folders if folder in counts]
+        if present:
+            name = "images in " + " and ".join(present)
+            found[name], published[name] = sum(counts[folder] for folder in present), count
+    return found, published
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadImage:
+    """An image that can be decoded.
+
+    Attributes:
+      content: encoded, as it is stored.
+      width, height: in pixels, as decoded.
+      unusual: (kind, detail, action) of what a rule was applied to, as in `base.Problem`.
+    """
+
+    content: bytes
+    width: int
+    height: int
+    unusual: tuple[tuple[str, str, str], ...]
+
+
+def read_image(path: pathlib.Path) -> ReadImage:
     """Reads a file and decodes it once, to know that it can be decoded.
-
-    Returns:
-      encoded image, width, height, and what was repaired ("" = nothing).
 
     Raises:
       ValueError: it is no image that Pillow decodes.
@@ -134,14 +177,22 @@ def read_image(path: pathlib.Path) -> tuple[bytes, int, int, str]:
     try:
         with PIL.Image.open(io.BytesIO(content)) as image:
             width, height = image.size
-            repaired = ""
+            unusual = []
             if image.mode.startswith(("I", "F")):
-                content, repaired = _eight_bits(image), f"{image.mode} stored as 8-bit PNG"
+                content = _eight_bits(image)
+                unusual.append(("bit depth", f"{image.mode} stored as 8-bit PNG", "repaired"))
             else:
                 image.load()
+                if image.mode != "RGB":
+                    detail = f"{image.mode}, becomes RGB when it is read"
+                    unusual.append(("colour mode", detail, "kept"))
+            orientation = image.getexif().get(PIL.ExifTags.Base.Orientation, 1)
+            if orientation != 1:
+                detail = f"orientation {orientation} is ignored, pixels count as stored"
+                unusual.append(("EXIF orientation", detail, "kept"))
     except Exception as error:  # Pillow's decoders raise many kinds
         raise ValueError(f"cannot be decoded ({error})") from None
-    return content, width, height, repaired
+    return ReadImage(content, width, height, tuple(unusual))
 
 
 def _eight_bits(image: PIL.Image.Image) -> bytes:
@@ -184,22 +235,22 @@ class ImageRecords:
 
     def _record(self, key, path, result) -> base.Record | None:
         try:
-            content, width, height, repaired = result.result()
+            image = result.result()
         except (OSError, ValueError) as error:
             self._problems.add("broken image", str(path), str(error))
             return None
-        if repaired:
-            self._problems.add("bit depth", str(path), repaired, "repaired")
+        for kind, detail, action in image.unusual:
+            self._problems.add(kind, str(path), detail, action)
         self.keys.append(key)
-        self.widths.append(width)
-        self.heights.append(height)
-        self._digest.update(f"{key} {width} {height}\n".encode())
+        self.widths.append(image.width)
+        self.heights.append(image.height)
+        self._digest.update(f"{key} {image.width} {image.height}\n".encode())
         return {
             "image_id": key,
             "file_name": path.name,
-            "width": width,
-            "height": height,
-            "image": content,
+            "width": image.width,
+            "height": image.height,
+            "image": image.content,
         }
 
     @property

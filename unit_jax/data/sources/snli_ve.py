@@ -21,6 +21,7 @@ class SnliVe(base.RecordSource):
     name = "snli_ve"
     kind = "vision_language"
     image_family = "images_flickr30k"
+    published = {"train": 529_527, "val": 17_858, "test": 17_901}
     origin = "https://github.com/necla-ml/SNLI-VE and Flickr30k"
     features = {
         "example_id": tfds.features.Text(),
@@ -36,22 +37,30 @@ class SnliVe(base.RecordSource):
         return [self._path("train"), self._path("val")]
 
     def read(self, store: base.ImageIndex | None, problems: base.Problems) -> base.Content:
-        splits = {
-            split: self._read_split(split, store, problems)
+        lines = {
+            split: list(base.read_json_lines(self._path(split), problems))
             for split in self.parts
             if self._path(split).exists()
         }
+        splits = {split: self._records(split, lines[split], store, problems) for split in lines}
+        listed = {split: len(lines[split]) for split in lines}
         facts = {"num_labels": len(LABELS), "label_names": LABELS}
         unlabelled = {
             name for name, rows in splits.items() if all(row["label"] == -1 for row in rows)
         }
-        return base.Content(splits, facts, unlabelled=frozenset(unlabelled))
+        return base.Content(splits, facts, listed, unlabelled=frozenset(unlabelled))
 
-    def _read_split(
-        self, split: str, store: base.ImageIndex, problems: base.Problems
+    def _records(
+        self,
+        split: str,
+        lines: list[tuple[str, dict | None]],
+        store: base.ImageIndex,
+        problems: base.Problems,
     ) -> list[base.Record]:
         records = []
-        for number, (place, line) in enumerate(base.read_json_lines(self._path(split), problems)):
+        for number, (place, line) in enumerate(lines):
+            if line is None:
+                continue
             label = line.get("gold_label")
             if label not in LABELS and not (split == "test" and label is None):
                 problems.add("unknown label", place, f"gold_label {label!r}")
@@ -65,7 +74,9 @@ class SnliVe(base.RecordSource):
                 continue
             records.append(
                 {
-                    "example_id": str(line.get("pairID", number)),
+                    "example_id": base.encodable(
+                        str(line.get("pairID", number))[: base.MAX_TEXT], place, problems
+                    ),
                     "hypothesis": hypothesis,
                     "label": LABELS.index(label) if label in LABELS else -1,
                     **located,

@@ -1,4 +1,4 @@
-"""VQAv2 in its official JSON, split as the reference does: by COCO 2017's images."""
+"""VQAv2 in its official JSON, split as the reference does, with Visual Genome's questions."""
 
 import collections
 import hashlib
@@ -10,11 +10,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from unit_jax.data import text as text_lib
-from unit_jax.data.sources import base
+from unit_jax.data.sources import base, coco
 
 UNKNOWN = "<unk>"
 ANSWER_FILE = "answers_vqa.txt"
-VAL_IMAGES = "coco/annotations/instances_val2017.json"
+PAIRS = "visual_genome/question_answers.json"
+PAIRS_IMAGES = "visual_genome/image_data.json"
+KARPATHY = "vqa2/dataset_coco.json"
+# Karpathy's parts that the reference takes Visual Genome's questions from; "restval" is the part
+# of COCO's val2014 that Karpathy trains on.
+KARPATHY_PARTS = ("train", "restval", "test")
 
 
 class Vqa2(base.RecordSource):
@@ -27,9 +32,16 @@ class Vqa2(base.RecordSource):
     file they come from. Images are found by image id in COCO's store. Records keep answers as
     written; `text.normalise_answer` comes before comparing.
 
+    Where visual_genome/question_answers.json is given (with image_data.json, which has each
+    image's COCO id), training also has Visual Genome's question-answer pairs on COCO images
+    outside val2017: with Karpathy's vqa2/dataset_coco.json those of his training and test parts,
+    as the reference, without it all of them. Their one answer counts as if all annotators had
+    given it; the full stop at its end, which VQAv2's answers do not have, is taken off. Their ids
+    are stored negative, as the two data sets' own ids overlap.
+
     The answer list is the given one (one a line; <unk> is put first if absent) or built from
-    training: normalised answers that are the question's agreed answer at least
-    `min_answer_count` times, the most frequent first, ties in alphabetical order.
+    training, VQAv2's questions only: normalised answers that are the question's agreed answer at
+    least `min_answer_count` times, the most frequent first, ties in alphabetical order.
     """
 
     name = "vqa2"
@@ -40,6 +52,14 @@ class Vqa2(base.RecordSource):
         "question_id": np.int64,
         "question": tfds.features.Text(),
         "answers": tfds.features.Sequence(tfds.features.Text()),
+    }
+    published = {
+        "train2014 questions": 443_757,
+        "train2014 annotations": 443_757,
+        "val2014 questions": 214_354,
+        "val2014 annotations": 214_354,
+        "test2015 questions": 447_793,
+        "Visual Genome pairs": 1_445_322,
     }
     test = ("vqa2/v2_OpenEnded_mscoco_test2015_questions.json", "coco/test2015")
 
@@ -52,28 +72,31 @@ class Vqa2(base.RecordSource):
                 f"mscoco_{split}2014_annotations",
             )
         ]
-        return [self.source / name for name in [*names, VAL_IMAGES]]
+        if (self.source / PAIRS).exists():
+            names.append(PAIRS_IMAGES)
+        return [self.source / name for name in [*names, coco.VAL_IMAGES]]
 
     def read(self, store: base.ImageIndex | None, problems: base.Problems) -> base.Content:
-        val_images = {
-            base.id_number(image.get("id"))
-            for image in self._entries(self.source / VAL_IMAGES, "images", problems)
-        }
+        val_images = coco.val_image_ids(self.source, problems)
+        listed, notes = {}, []
         splits: dict[str, list[base.Record]] = {"train": [], "val": []}
         agreed: collections.Counter[str] = collections.Counter()
         seen: set[int] = set()
         for part in ("train", "val"):
             questions_path = self.source / f"vqa2/v2_OpenEnded_mscoco_{part}2014_questions.json"
             annotations_path = self.source / f"vqa2/v2_mscoco_{part}2014_annotations.json"
+            questions = self._entries(questions_path, "questions", problems)
             annotations = {
                 base.id_number(annotation.get("question_id")): annotation
                 for annotation in self._entries(annotations_path, "annotations", problems)
             }
-            for question in self._entries(questions_path, "questions", problems):
+            listed[f"{part}2014 questions"] = len(questions)
+            listed[f"{part}2014 annotations"] = len(annotations)
+            for question in questions:
                 annotation = annotations.get(base.id_number(question.get("question_id")), {})
-                answers = _answers(annotation)
+                place = f"{annotations_path}: question {question.get('question_id')!r:.60}"
+                answers = _answers(annotation, place, problems)
                 if not answers:
-                    place = f"{annotations_path}: question {question.get('question_id')!r:.60}"
                     problems.add("no answers", place, "nothing to learn or to compare with")
                     continue
                 record = _record(question, answers, questions_path, store, seen, problems)
@@ -84,11 +107,17 @@ class Vqa2(base.RecordSource):
                 else:
                     splits["train"].append(record)
                     agreed[_agreed_answer(annotation, answers)] += 1
+        if (self.source / PAIRS).exists():
+            pairs, count, note = self._pairs(val_images, store, seen, problems)
+            splits["train"] += pairs
+            listed["Visual Genome pairs"] = count
+            notes.append(note)
         test_path, test_images = (self.source / path for path in self.test)
         if test_path.exists() and test_images.exists():
+            questions = self._entries(test_path, "questions", problems)
+            listed["test2015 questions"] = len(questions)
             records = (
-                _record(question, [], test_path, store, seen, problems)
-                for question in self._entries(test_path, "questions", problems)
+                _record(question, [], test_path, store, seen, problems) for question in questions
             )
             splits["test"] = [record for record in records if record is not None]
         for records in splits.values():
@@ -101,9 +130,62 @@ class Vqa2(base.RecordSource):
                 "num_labels": len(names),
                 "answers": {"file": ANSWER_FILE, "sha256": hashlib.sha256(content).hexdigest()},
             },
+            listed,
             files={ANSWER_FILE: content},
             unlabelled=frozenset({"test"} & splits.keys()),
+            notes=tuple(notes),
         )
+
+    def _pairs(
+        self,
+        val_images: set[int],
+        store: base.ImageIndex,
+        seen: set[int],
+        problems: base.Problems,
+    ) -> tuple[list[base.Record], int, str]:
+        """Visual Genome's pairs for training, how many the file lists, and a note of the choice."""
+        coco_ids = {
+            base.id_number(image.get("image_id")): base.id_number(image.get("coco_id"))
+            for image in base.read_json_list(self.source / PAIRS_IMAGES, problems)
+        }
+        karpathy = self.source / KARPATHY
+        if karpathy.exists():
+            images = self._entries(karpathy, "images", problems)
+            chosen = [image for image in images if image.get("split") in KARPATHY_PARTS]
+            allowed = {base.id_number(image.get("cocoid")) for image in chosen} - {None}
+            choice = (
+                f"those on images of Karpathy's {', '.join(KARPATHY_PARTS)} parts outside val2017"
+            )
+        else:
+            allowed = set(coco_ids.values()) - {None}
+            choice = f"all on COCO images outside val2017, as {karpathy} is not given"
+        allowed -= val_images
+        records, count = [], 0
+        path = self.source / PAIRS
+        for image in base.read_json_list(path, problems):
+            place = f"{path}: image {image.get('id')!r:.60}"
+            pairs = base.objects(image.get("qas"), place, problems)
+            count += len(pairs)
+            for pair in pairs:
+                image_id = coco_ids.get(base.id_number(pair.get("image_id")))
+                if image_id not in allowed:
+                    continue
+                number = base.id_number(pair.get("qa_id"))
+                place = f"{path}: pair {pair.get('qa_id')!r:.60}"
+                answer = base.clean_text(pair.get("answer"), place, problems)
+                if answer is None:
+                    continue
+                question = {
+                    "question_id": None if number is None else -number,
+                    "image_id": image_id,
+                    "question": pair.get("question"),
+                }
+                answers = [answer.strip().removesuffix(".")]
+                record = _record(question, answers, path, store, seen, problems)
+                if record is not None:
+                    records.append(record)
+        note = f"{len(records):,} of Visual Genome's {count:,} question-answer pairs are trained on"
+        return records, count, f"{note}: {choice}"
 
     def _entries(self, path: pathlib.Path, key: str, problems: base.Problems) -> list[dict]:
         return base.entries(base.read_json(path, problems), key, path, problems)
@@ -156,11 +238,16 @@ def _record(
     return {"question_id": number, "question": text, "answers": answers, **located}
 
 
-def _answers(annotation: Mapping[str, Any]) -> list[str]:
+def _answers(annotation: Mapping[str, Any], place: str, problems: base.Problems) -> list[str]:
     """The annotators' answers, those that are texts."""
-    entries = annotation.get("answers") or ()
+    entries = annotation.get("answers")
+    entries = entries if isinstance(entries, list) else []
     answers = [entry.get("answer") if isinstance(entry, dict) else entry for entry in entries]
-    return [answer[: base.MAX_TEXT] for answer in answers if isinstance(answer, str)]
+    return [
+        base.encodable(answer[: base.MAX_TEXT], place, problems)
+        for answer in answers
+        if isinstance(answer, str)
+    ]
 
 
 def _agreed_answer(annotation: Mapping[str, Any], answers: list[str]) -> str:
