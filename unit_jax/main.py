@@ -26,7 +26,9 @@ SPLIT = flags.DEFINE_string("split", "val", "eval, predict: which split.")
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    # Imported late: JAX starts its backend, and `--help` should not wait for it.
+    # Programs compiled once are read back by later runs in this folder.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{WORKDIR.value}/compilation_cache")
+    # Imported late: JAX reads the variable above, and `--help` should not wait for its backend.
     from unit_jax import checkpoints, evaluate, predict, setup, train
 
     try:
@@ -47,11 +49,21 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _parse(argv: list[str]) -> list[str]:
+    """Reads the flags; what is wrong with the config's is told in one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        given = " ".join(word for word in argv if word.startswith("--config"))
+        reason = " ".join(str(error.args[-1]).replace(r"\n", " ").split()).strip("\"'")
+        sys.exit(f"error: {given}: unknown key or value: {reason}")
+
+
 def run() -> None:
     """The console command `unit-jax`."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes are not for the terminal
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main)
+    app.run(main, flags_parser=_parse)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+"""The command line: what is wrong is told in one message, within seconds."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from unit_jax.tasks import PUBLISHED
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def errors_of(*flags: str) -> str:
+    command = [sys.executable, "-m", "unit_jax.main", *flags]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
+    return run.stderr
+
+
+def test_without_data_and_weights_the_paper_config_lists_all_that_is_missing(tmp_path):
+    told = errors_of("--config=configs/unit.py", f"--workdir={tmp_path / 'run'}",
+                     f"--config.data.data_dir={tmp_path}")  # fmt: skip
+    for task in PUBLISHED:
+        assert f"{task}: not prepared; run: python tools/prepare_data.py" in told
+    for weights in ("backbone", "text_encoder"):
+        assert f"config.init_from.{weights} = " in told
+    assert "make demo" in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flag", ["--config.train.stepz=3", "--config.nothing=3"])
+def test_an_unknown_key_is_named(flag, tmp_path):
+    told = errors_of("--config=configs/demo.py", flag, f"--workdir={tmp_path}")
+    assert flag in told and "unknown key" in told and len(told.splitlines()) == 1
