@@ -11,14 +11,14 @@ def values(arg: str | None = None) -> dict:
     config = unit.values(arg)
     tasks = config["tasks"]
     for name, ratio, queries in (
-        ("coco", 0.14, 8),
+        ("coco", 0.15, 8),
         ("visual_genome", 0.11, 8),
         ("vqa2", 0.13, 4),
-        ("snli_ve", 0.12, 4),
-        ("qnli", 0.15, 4),
+        ("snli_ve", 0.09, 4),
+        ("qnli", 0.17, 4),
         ("mnli", 0.17, 4),
-        ("qqp", 0.10, 4),
-        ("sst2", 0.08, 4),
+        ("qqp", 0.13, 4),
+        ("sst2", 0.05, 4),
     ):
         tasks[name].update(ratio=ratio, num_queries=queries)
         if name not in ("coco", "visual_genome"):

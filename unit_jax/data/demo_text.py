@@ -297,13 +297,13 @@ def qnli(chooser: Chooser, label: str) -> Pair:
     another shape, for another property, or (two facts) for one shape's property of the other.
     """
     names = ("color", "color", "color", "size", "pattern")
-    shapes = chooser.sample(SHAPES, 2 if chooser.chance(0.15) else 1)
+    shapes = chooser.sample(SHAPES, 2 if chooser.chance(0.1) else 1)
     facts = [(shape, chooser.choice(names)) for shape in shapes]
     text = _state_all(
         chooser, [(s, name, _value(chooser, s, name)) for s, name in facts], QNLI_FRAMES
     )
     shape, name = chooser.choice(facts)
-    if label == "not_entailment" and chooser.chance(0.4):
+    if label == "not_entailment" and chooser.chance(0.5):
         shape = chooser.choice([s for s in SHAPES if s not in dict(facts)])
         name = chooser.choice(names)
     while label == "not_entailment" and (shape, name) in facts:
