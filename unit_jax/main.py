@@ -3,7 +3,7 @@
 import os
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from etils import epath
 from ml_collections import config_flags
 
@@ -26,6 +26,7 @@ SPLIT = flags.DEFINE_string("split", "val", "eval, predict: which split.")
 def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.WARNING)  # libraries' notes are not for the terminal
     # Programs compiled once are read back by later runs in this folder.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{WORKDIR.value}/compilation_cache")
     # Imported late: JAX reads the variable above, and `--help` should not wait for its backend.
@@ -61,7 +62,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 def run() -> None:
     """The console command `unit-jax`."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes are not for the terminal
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's neither
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, flags_parser=_parse)
 
