@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import check_parity  # noqa: E402
-from parity import cases, report  # noqa: E402
+from parity import cases, model_files, report  # noqa: E402
 
 from unit_jax import optim  # noqa: E402
 from unit_jax.data import transforms  # noqa: E402
@@ -74,15 +74,34 @@ def test_approximate_gelu_is_found(monkeypatch, capsys):
     assert {"out/hidden_states", "out/scores"} <= found
 
 
-def test_wrong_gradient_is_found_in_every_rounding(monkeypatch, capsys):
-    gelu = jax.nn.gelu
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_wrong_gradient_is_found_whatever_sides_relus_take(activation, monkeypatch, capsys):
+    right = getattr(jax.nn, activation)
 
-    def gelu_that_learns_more(x, approximate):
-        return gelu(x, approximate) + 0.01 * (x - jax.lax.stop_gradient(x))
+    def learns_more(x, *args, **kwargs):
+        return right(x, *args, **kwargs) + 0.01 * (x - jax.lax.stop_gradient(x))
 
-    monkeypatch.setattr(jax.nn, "gelu", gelu_that_learns_more)
+    monkeypatch.setattr(jax.nn, activation, learns_more)
     found = failures(CASES / "no_task_embedding.npz", capsys)
     assert found == {"grad_norm", "grad_probe"}
+
+
+def test_only_relus_that_float32_is_unsure_of_change_sides():
+    def passed(x, sides):
+        with model_files.relus(sides) as taken:
+            y = jax.nn.relu(x)
+        return y.sum(), (y, taken)
+
+    x = np.float32([4, -1e-6, 1e-6, 0, 1e-6, -1e-3, 1e-3])
+    sides = [np.array([True, True, False, True, True, True, False])]
+    gradient = jax.jit(jax.grad(passed, has_aux=True))
+    kept, (y, (taken,)) = gradient(x, None)
+    np.testing.assert_array_equal(kept, x > 0)
+    np.testing.assert_array_equal(taken, x > 0)
+    moved, (z, (taken,)) = gradient(x, sides)
+    np.testing.assert_array_equal(moved, [1, 1, 0, 1, 1, 0, 1])
+    np.testing.assert_array_equal(taken, [1, 1, 0, 1, 1, 0, 1])
+    np.testing.assert_allclose(z, y, atol=2e-6)
 
 
 def test_broken_transform_is_found(monkeypatch, capsys):
