@@ -39,13 +39,17 @@ class FakeSplit:
 
     def __init__(self, task: str, name: str, count: int, broken: int = -1):
         self.task, self.name, self.count, self.broken = task, name, count, broken
-        self.image_row = self.height = self.width = self.num_objects = None
+        self.image_row = self.height = self.width = self.num_objects = self.num_tokens = None
         if task in ("coco", "visual_genome", "vqa2", "snli_ve"):
             self.image_row = np.arange(count) % 9
             sizes = [picture(row).size for row in self.image_row]
             self.width, self.height = np.asarray(sizes, np.int32).T
         if task in ("coco", "visual_genome"):
             self.num_objects = np.asarray([i % 4 for i in range(count)], np.int32)
+        if task in ("mnli", "sst2"):
+            texts = [text.texts_of(self[row]) for row in range(count)]
+            lengths = [2 + len(a.split()) + bool(b) + len(b.split()) for a, b in texts]
+            self.num_tokens = np.asarray(lengths, np.int32)
 
     def __len__(self):
         return self.count
@@ -120,6 +124,7 @@ def make_settings(**changes):
         eval_short_side=32,
         eval_max_side=56,
         buckets=((32, 48), (48, 32), (32, 64), (48, 48)),
+        text_buckets=(6, 9),
         max_objects=5,
         num_workers=0,
         num_threads=2,
@@ -148,7 +153,7 @@ def assert_equal(a: Batch, b: Batch):
 
 def test_batches_hold_what_their_task_needs(data):
     settings = make_settings()
-    seen = {}
+    seen, text_lengths = {}, {}
     for batch in read(settings, data, STEPS):
         spec = settings.tasks[batch.task]
         seen[batch.task] = seen.get(batch.task, 0) + 1
@@ -161,7 +166,10 @@ def test_batches_hold_what_their_task_needs(data):
             assert batch.images.shape[1:3] in settings.data.buckets
             assert (batch.image_sizes <= batch.images.shape[1:3]).all()
         if spec.has_text:
-            assert batch.input_ids.shape == (BATCH, spec.max_tokens)
+            lengths = {spec.max_tokens} if spec.has_image else {6, 9, spec.max_tokens}
+            assert batch.input_ids.shape[0] == BATCH and batch.input_ids.shape[1] in lengths
+            assert batch.token_mask.sum(1).max() <= batch.input_ids.shape[1]
+            text_lengths.setdefault(batch.task, set()).add(batch.input_ids.shape[1])
         targets = batch.targets
         if spec.kind == "detection":
             assert targets.boxes_cxcywh.shape == (BATCH, 5, 4)
@@ -174,6 +182,7 @@ def test_batches_hold_what_their_task_needs(data):
         else:
             assert targets.labels.shape == (BATCH,) and targets.answer_scores is None
     assert set(seen) == set(TASKS)
+    assert text_lengths["mnli"] | text_lengths["sst2"] == {6, 9, 12}
 
 
 def test_examples_are_their_records(data):

@@ -11,7 +11,7 @@ import numpy as np
 import official_files as official
 import pytest
 
-from unit_jax.data import prepare, prepared
+from unit_jax.data import prepare, prepared, text
 from unit_jax.data.prepared import PreparedData
 
 QUIET = official.settings()
@@ -62,6 +62,28 @@ def test_index_arrays_agree_with_the_records(data_dir):
                     )
                     kept = (clipped > 0).all(0) & ~record["iscrowd"]
                     assert split.num_objects[row] == kept.sum()
+
+
+def test_lengths_are_those_of_the_texts(data_dir):
+    data = PreparedData(data_dir, ["qnli", "vqa2"])
+    tokenizer = text.Tokenizer(data.vocabulary_path)
+    for name in data.splits("qnli"):
+        split = data.split("qnli", name)
+        for row in range(len(split)):
+            first, second = text.texts_of(split[row])
+            ((ids, _),) = tokenizer.encode([first], [second], 512)
+            assert split.num_tokens[row] == len(ids)
+    assert data.split("vqa2", "train").num_tokens is None  # all padded to the task's length
+
+
+def test_lengths_counted_with_another_vocabulary_are_a_fault(data_dir, source, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text("".join(f"{token}\n" for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a")))
+    changed = prepare.Settings(vocabulary=str(other), overwrite=True, progress=False)
+    prepare.prepare(source, data_dir, ["vqa2"], changed)
+    fault = message(PreparedData, data_dir, ["vqa2", "qnli"])
+    assert "qnli: its lengths were counted with another vocabulary" in fault
+    assert "--datasets qnli --overwrite" in fault and "vqa2:" not in fault
 
 
 def test_a_split_is_opened_anew_where_it_is_unpickled(data_dir):

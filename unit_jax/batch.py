@@ -48,6 +48,11 @@ class Batch:
     targets: Targets | None = None
     index: Int[Array, "batch"] | None = None
 
+    @property
+    def bucket(self) -> tuple[int, ...]:
+        """What the examples are padded to: (height, width) of images, else (tokens,)."""
+        return self.input_ids.shape[1:] if self.images is None else self.images.shape[1:3]
+
 
 @struct.dataclass
 class Outputs:

@@ -1,9 +1,10 @@
 """What a run tells: a progress bar, one JSON-lines file of numbers, TensorBoard scalars."""
 
 import collections
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -18,6 +19,9 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 class RunLog:
     """Collects the logs of steps and writes their means every `every` steps.
+
+    It counts the programs that get compiled. `program` tells which of them should not have been:
+    those of work that was done before, on the same shapes.
 
     Args:
       workdir: gets metrics.jsonl and TensorBoard files. Lines of steps at or after `start`,
@@ -38,7 +42,9 @@ class RunLog:
         self._latest_loss: dict[str, float] = {}
         self._examples = 0
         self._since = time.perf_counter()
+        self._seen: set[Hashable] = set()
         self.compilations = 0
+        self.recompilations = 0
         self.compile_seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
@@ -49,6 +55,18 @@ class RunLog:
         self._bar.update()
         if step % self._every == 0:
             self.flush(step)
+
+    @contextlib.contextmanager
+    def program(self, name: Hashable) -> Iterator[None]:
+        """Work whose programs are compiled the first time only, such as (task, shapes).
+
+        What is compiled in it later counts as `recompilations`.
+        """
+        before = self.compilations
+        yield
+        if name in self._seen:
+            self.recompilations += self.compilations - before
+        self._seen.add(name)
 
     def flush(self, step: int) -> None:
         """Writes the means per task since the last flush.
@@ -70,6 +88,7 @@ class RunLog:
         }
         record["train/examples_per_second"] = self._examples / seconds
         record["train/compilations"] = self.compilations
+        record["train/recompilations"] = self.recompilations
         self._pending, self._examples, self._since = [], 0, time.perf_counter()
         self.write(step, record)
         for task in per_task:

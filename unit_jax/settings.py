@@ -110,6 +110,7 @@ class DataSettings:
     eval_short_side: int  # also the training size of vision-language tasks
     eval_max_side: int
     buckets: tuple[tuple[int, int], ...]  # (height, width) of the padded images
+    text_buckets: tuple[int, ...]  # tokens of padded texts of language tasks, beside max_tokens
     max_objects: int
     truncate_objects: bool
     num_workers: int  # worker processes that prepare batches; 0 = threads of this process

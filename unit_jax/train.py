@@ -245,20 +245,25 @@ def train(run: setup.Run, workdir: epath.Path) -> int:
         ):
             while step < settings.steps and not stop.is_set():
                 batch = partitioning.to_devices(next(batches), run.mesh)
-                state, logs = train_step(state, batch)
+                with log.program(("train", batch.task, batch.bucket)):
+                    state, logs = train_step(state, batch)
                 step += 1
                 log.step(step, batch.task, logs, settings.batch_size)
                 last = step == settings.steps
                 metrics = None
                 if step % settings.eval_every == 0 or last:
                     log.flush(step)
-                    metrics = evaluate.evaluate(run, predict, state.params, state.statistics)
+                    with log.program("evaluate"):
+                        metrics = evaluate.evaluate(run, predict, state.params, state.statistics)
                     log.write(step, metrics)
                 if step % settings.checkpoint_every == 0 or last or stop.is_set():
                     log.flush(step)  # a loss that is not finite ends the run before it is saved
                     save(checkpoints, run, step, state, metrics)
                     log.restart_clock()
-            log.say(f"{log.compilations} programs compiled in {log.compile_seconds:.0f} s")
+            log.say(
+                f"{log.compilations} programs compiled in {log.compile_seconds:.0f} s, "
+                f"{log.recompilations} of them after warm-up"
+            )
     if step < settings.steps:
         print(f"stopped after step {step}, which is saved; the same command continues from there")
         return 130

@@ -1,6 +1,7 @@
-"""Static shapes: image buckets and padding."""
+"""Static shapes: buckets and padding."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -10,19 +11,26 @@ from unit_jax.data.transforms import Objects
 from unit_jax.settings import DataSettings
 from unit_jax.tasks import Kind
 
-Bucket = tuple[int, int]  # (height, width) of the padded images of a batch
+# What the examples of a batch are padded to: (height, width) of images, or (tokens,) of texts.
+Bucket = tuple[int, ...]
 NO_ATTRIBUTE = -1
 
 
-def sort_buckets(buckets: Sequence[Bucket]) -> tuple[Bucket, ...]:
+def sort_buckets(buckets: Iterable[Bucket]) -> tuple[Bucket, ...]:
     """By area, then height: the order in which buckets are tried."""
-    return tuple(sorted(set(buckets), key=lambda bucket: (bucket[0] * bucket[1], bucket)))
+    return tuple(sorted(set(buckets), key=lambda bucket: (math.prod(bucket), bucket)))
+
+
+def text_buckets(max_tokens: int, settings: DataSettings) -> tuple[Bucket, ...]:
+    """The lengths of a task's texts: those of the settings that are shorter than its longest."""
+    lengths = {length for length in settings.text_buckets if length < max_tokens}
+    return sort_buckets((length,) for length in lengths | {max_tokens})
 
 
 def choose_bucket(
-    sizes: Int[np.ndarray, "images 2"], buckets: Sequence[Bucket]
-) -> Int[np.ndarray, "images"]:
-    """Number of the first bucket that holds each (height, width); -1 where none does.
+    sizes: Int[np.ndarray, "examples dims"], buckets: Sequence[Bucket]
+) -> Int[np.ndarray, "examples"]:
+    """Number of the first bucket that holds each size; -1 where none does.
 
     With `sort_buckets` this is the bucket that pads least.
     """

@@ -51,9 +51,7 @@ def train_batches(
     check(settings, data, [(name, "train") for name in names])
     _check_processes("train.batch_size", settings.train.batch_size, process_count)
     splits = {name: data.split(name, "train") for name in names}
-    plans = mixture.Mixture(
-        settings, {name: _examples(settings.tasks[name], split) for name, split in splits.items()}
-    )
+    plans = mixture.Mixture(settings, {name: _examples(split) for name, split in splits.items()})
     tokenizer = _tokenizer(settings, data, names)
     readers = {
         name: _Reader(settings.tasks[name], split, settings.data, tokenizer, data, training=True)
@@ -73,7 +71,7 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> "Batches":
-    """Every example of a split exactly once, without augmentation, grouped by image bucket.
+    """Every example of a split exactly once, without augmentation, grouped by bucket.
 
     Use it in a `with` statement. `index` holds the position in the split; -1 marks the fillers of
     last batches, which repeat a real example. Targets are None where the split has no labels;
@@ -87,7 +85,7 @@ def eval_batches(
     _check_processes("train.eval_batch_size", settings.train.eval_batch_size, process_count)
     spec, examples = settings.tasks[task], data.split(task, split)
     plans = mixture.evaluation_plans(
-        task, _examples(spec, examples), settings.train.eval_batch_size, settings.data
+        spec, _examples(examples), settings.train.eval_batch_size, settings.data
     )
     tokenizer = _tokenizer(settings, data, [task])
     reader = _Reader(spec, examples, settings.data, tokenizer, data, training=False)
@@ -280,8 +278,9 @@ class _Reader:
             images, objects = self._images(rows, plan.seeds, objects)
             fields["images"], fields["image_sizes"] = batching.pad_images(images, plan.bucket)
         if self._spec.has_text:
+            (tokens,) = (self._spec.max_tokens,) if self._spec.has_image else plan.bucket
             fields["input_ids"], fields["token_mask"], fields["segment_ids"] = batching.pad_texts(
-                [example["text"] for example in examples], self._spec.max_tokens
+                [example["text"] for example in examples], tokens
             )
         if self._spec.kind == "detection":
             boxes, labels, attributes, mask = batching.pad_objects(
@@ -339,7 +338,7 @@ class _Reader:
             row: self._answer(row, record) for row, record in zip(missing, records, strict=True)
         }
         if self._spec.has_text:
-            first, second = zip(*map(_texts, records), strict=True)
+            first, second = zip(*map(text.texts_of, records), strict=True)
             encoded = self._tokenizer.encode(first, second, self._spec.max_tokens)
             for row, tokens in zip(missing, encoded, strict=True):
                 fresh[row]["text"] = tokens
@@ -385,21 +384,13 @@ class _Reader:
         return f"example {row} of {self._spec.name} ({self._split.name})"
 
 
-def _texts(record: dict[str, Any]) -> tuple[str, str]:
-    """The one or two texts of a record, whatever its data set calls them."""
-    for name in ("text_a", "question", "hypothesis"):
-        if name in record:
-            return record[name], record.get("text_b", "")
-    raise ValueError(f"a record has no text: {', '.join(record)}")
-
-
 def _decoded_bytes(split: Split) -> int:
     _, first = np.unique(split.image_row, return_index=True)
     return 3 * int((split.height[first].astype(np.int64) * split.width[first]).sum())
 
 
-def _examples(spec: TaskSpec, split: Split) -> Examples:
-    return Examples(spec.kind, len(split), split.height, split.width)
+def _examples(split: Split) -> Examples:
+    return Examples(len(split), split.height, split.width, split.num_tokens)
 
 
 def _tokenizer(

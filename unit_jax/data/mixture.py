@@ -5,14 +5,21 @@ length of the run, or on processes and workers. Any step can be planned at any t
 make it cheap are only caches.
 
 How well it shuffles. Tasks are drawn independently at every step. In a task, every epoch is a new
-uniformly random order of all examples, with new augmentation. Images are then grouped by shape
-bucket in that order and cut into batches, and the batches of all buckets are put in random order.
-So which examples of a bucket meet in a batch is uniformly random and changes with every epoch,
-shapes alternate as random draws without replacement do, and every example is seen every epoch.
-What bucketing costs is that images of one batch share their shape; under training augmentation an
-image changes its bucket between epochs. Examples that do not fill a batch of their bucket join a
-larger bucket in use; where none is left, the batch is filled with the first examples of the same
-bucket, which are then seen twice in that epoch.
+uniformly random order of all examples, with new augmentation. Examples are then grouped by bucket
+in that order (images by shape, texts of language tasks by length) and cut into batches, and the
+batches of all buckets are put in random order. So which examples of a bucket meet in a batch is
+uniformly random and changes with every epoch, shapes alternate as random draws without replacement
+do, and every example is seen every epoch. What bucketing costs is that the examples of one batch
+are alike in shape or length; under training augmentation an image changes its bucket between
+epochs. Examples that do not fill a batch of their bucket join a larger bucket in use; where none
+is left, the batch is filled with the first examples of the same bucket, which are then seen twice
+in that epoch.
+
+Why texts are grouped, and not each batch padded to the bucket of its longest: the longest of 64
+texts is nearly always long, so that would save little (tools/choose_buckets.py prints both), and a
+process that reads only its slice of a batch would not know it. Lengths come from the index of the
+prepared data, as image sizes do. Texts of vision-language tasks are short and all padded to the
+task's length: their batches are grouped by image.
 """
 
 import dataclasses
@@ -26,7 +33,7 @@ from jaxtyping import Int, UInt64
 from unit_jax.data import batching, hashing, transforms
 from unit_jax.data.batching import Bucket
 from unit_jax.settings import DataSettings, Settings
-from unit_jax.tasks import Kind
+from unit_jax.tasks import TaskSpec
 
 _BLOCK = 4096  # steps whose tasks are drawn at once
 
@@ -36,15 +43,15 @@ class Examples:
     """What planning needs to know about the examples of a task's split.
 
     Attributes:
-      kind: of the task.
       count: how many there are.
       height, width: of their images as stored, in pixels; None without images.
+      tokens: lengths of their texts (language tasks), None = unknown: the task's maximum.
     """
 
-    kind: Kind
     count: int
     height: Int[np.ndarray, "examples"] | None = None
     width: Int[np.ndarray, "examples"] | None = None
+    tokens: Int[np.ndarray, "examples"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,13 +60,14 @@ class StepPlan:
 
     Attributes:
       task: name of its task.
-      bucket: (height, width) of its images; None without images.
+      bucket: what its examples are padded to: (height, width) of images, or (tokens,) of the
+        texts of a language task.
       rows: examples, as positions in the split; -1 = filler (evaluation only).
       seeds: of each example's augmentation; None in evaluation.
     """
 
     task: str
-    bucket: Bucket | None
+    bucket: Bucket
     rows: Int[np.ndarray, "batch"]
     seeds: UInt64[np.ndarray, "batch"] | None
 
@@ -95,7 +103,13 @@ class Mixture:
         ratios = np.asarray([settings.ratios[name] for name in names])
         self._upper = np.cumsum(ratios / ratios.sum())[:-1]
         self._orders = [
-            _Order(name, examples[name], settings.seed, settings.train.batch_size, settings.data)
+            _Order(
+                settings.tasks[name],
+                examples[name],
+                settings.seed,
+                settings.train.batch_size,
+                settings.data,
+            )
             for name in names
         ]
         self._blocks: list[tuple[np.ndarray, np.ndarray]] = []
@@ -136,23 +150,43 @@ class Mixture:
         return int(task), int(before[task] + np.count_nonzero(tasks[:offset] == task))
 
 
-def _buckets(examples: Examples, settings: DataSettings) -> tuple[Bucket | None, ...]:
-    """The buckets of a task, in the order of their numbers; texts have one group, no shape."""
-    return (None,) if examples.height is None else batching.sort_buckets(settings.buckets)
+def buckets_of(spec: TaskSpec, settings: DataSettings) -> tuple[Bucket, ...]:
+    """The buckets of a task, in the order of their numbers."""
+    if spec.has_image:
+        return batching.sort_buckets(settings.buckets)
+    return batching.text_buckets(spec.max_tokens, settings)
+
+
+def padded_sizes(
+    spec: TaskSpec,
+    examples: Examples,
+    settings: DataSettings,
+    seeds: UInt64[np.ndarray, "examples"] | None = None,
+) -> Int[np.ndarray, "examples dims"]:
+    """What a bucket must hold of each example: (height, width) after the transforms, or (tokens,).
+
+    Args:
+      seeds: of the augmentation; None = evaluation.
+    """
+    if spec.has_image:
+        return transforms.plan(spec.kind, examples.height, examples.width, settings, seeds).size
+    if examples.tokens is None:
+        return np.full((examples.count, 1), spec.max_tokens)
+    return np.minimum(examples.tokens, spec.max_tokens)[:, None]
 
 
 class _Order:
     """The batches of one task in order, epoch after epoch."""
 
     def __init__(
-        self, name: str, examples: Examples, seed: int, batch_size: int, settings: DataSettings
+        self, spec: TaskSpec, examples: Examples, seed: int, batch_size: int, settings: DataSettings
     ):
-        self._name = name
+        self._spec = spec
         self._examples = examples
-        self._key = hashing.mix(seed, name)
+        self._key = hashing.mix(seed, spec.name)
         self._batch_size = batch_size
         self._settings = settings
-        self._buckets = _buckets(examples, settings)
+        self._buckets = buckets_of(spec, settings)
         self._starts = [0]  # number of the first batch of each epoch
         self._epochs: dict[int, list[StepPlan]] = {}
 
@@ -174,17 +208,15 @@ class _Order:
 
     def _draw(self, epoch: int) -> tuple[UInt64[np.ndarray, "n"], Int[np.ndarray, "n"]]:
         """Augmentation seed and bucket number of every example in an epoch."""
-        examples = self._examples
-        seeds = hashing.mix(self._key, "augmentation", epoch, np.arange(examples.count))
-        if examples.height is None:
-            return seeds, np.zeros(examples.count, np.int64)
-        plan = transforms.plan(
-            examples.kind, examples.height, examples.width, self._settings, seeds
-        )
-        numbers = batching.choose_bucket(plan.size, self._buckets)
+        rows = np.arange(self._examples.count)
+        seeds = hashing.mix(self._key, "augmentation", epoch, rows)
+        sizes = padded_sizes(self._spec, self._examples, self._settings, seeds)
+        numbers = batching.choose_bucket(sizes, self._buckets)
         if numbers.min() < 0:
-            height, width = plan.size[np.argmin(numbers)]
-            raise ValueError(f"{self._name}: no bucket of data.buckets holds {height} x {width}")
+            height, width = sizes[np.argmin(numbers)]
+            raise ValueError(
+                f"{self._spec.name}: no bucket of data.buckets holds {height} x {width}"
+            )
         return seeds, numbers
 
     def _plan_epoch(self, epoch: int) -> list[StepPlan]:
@@ -195,12 +227,11 @@ class _Order:
         groups = group(numbers[shuffled], self._batch_size, self._buckets)
         plans = []
         for bucket, members in zip(self._buckets, groups, strict=True):
-            bucket = bucket or None
             batches = -(-len(members) // self._batch_size)
             rows = np.resize(
                 shuffled[members], (batches, self._batch_size)
             )  # repeats from the start
-            plans += [StepPlan(self._name, bucket, r, seeds[r]) for r in rows]
+            plans += [StepPlan(self._spec.name, bucket, r, seeds[r]) for r in rows]
         order = np.argsort(
             hashing.mix(self._key, "batches", epoch, np.arange(len(plans))), kind="stable"
         )
@@ -208,12 +239,12 @@ class _Order:
 
 
 def group(
-    numbers: Int[np.ndarray, "examples"], batch_size: int, buckets: Sequence[Bucket | None]
+    numbers: Int[np.ndarray, "examples"], batch_size: int, buckets: Sequence[Bucket]
 ) -> list[Int[np.ndarray, "members"]]:
     """Positions of the examples of each bucket, in order.
 
     What does not fill a bucket's last batch moves to the next bucket that has examples and is at
-    least as high and as wide, so that few batches must be filled up.
+    least as large on every side, so that few batches must be filled up.
 
     Args:
       numbers: bucket number of each example.
@@ -231,16 +262,13 @@ def group(
 
 
 def evaluation_plans(
-    task: str, examples: Examples, batch_size: int, settings: DataSettings
+    spec: TaskSpec, examples: Examples, batch_size: int, settings: DataSettings
 ) -> list[StepPlan]:
     """Every example once, in batches grouped by bucket; rows -1 fill up the last ones."""
-    buckets = _buckets(examples, settings)
-    numbers = np.zeros(examples.count, np.int64)
-    if examples.height is not None:
-        plan = transforms.plan(examples.kind, examples.height, examples.width, settings)
-        numbers = batching.choose_bucket(plan.size, buckets)
+    buckets = buckets_of(spec, settings)
+    numbers = batching.choose_bucket(padded_sizes(spec, examples, settings), buckets)
     plans = []
     for bucket, members in zip(buckets, group(numbers, batch_size, buckets), strict=True):
         members = np.concatenate([members, np.full(-len(members) % batch_size, -1)])
-        plans += [StepPlan(task, bucket, r, None) for r in members.reshape(-1, batch_size)]
+        plans += [StepPlan(spec.name, bucket, r, None) for r in members.reshape(-1, batch_size)]
     return plans

@@ -11,13 +11,14 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from unit_jax.data import demo, prepared
+from unit_jax.data import demo, prepared, text
 from unit_jax.data.sources import base, images
 from unit_jax.data.sources.coco import Coco
 from unit_jax.data.sources.glue import Mnli, Qnli, Qqp, Sst2
@@ -259,10 +260,14 @@ class _Writer:
                 for key in ("image_row", "width", "height"):
                     arrays[split][key] = np.array([row[key] for row in records], np.int32)
             splits[split] = {"count": len(records), "labelled": split not in content.unlabelled}
+            if task.kind == "language":
+                arrays[split]["num_tokens"] = self._count_tokens(records)
             if "num_objects" in arrays[split]:
                 splits[split]["max_objects"] = int(arrays[split]["num_objects"].max())
         for name, data in content.files.items():
             _replace(self._data_dir / name, data)
+        if task.kind == "language":
+            facts["lengths_vocabulary"] = self.manifest["vocabulary"]["sha256"]
         facts |= content.facts
         facts |= {"problems": problems.counts(), "partial": partial, "notes": content.notes}
         facts["source_files"] = [
@@ -291,6 +296,19 @@ class _Writer:
                 "or another release? --allow_partial prepares it all the same"
             )
         return wrong
+
+    def _count_tokens(self, records: Sequence[base.Record]) -> np.ndarray:
+        """Length of each record's text, with [CLS] and [SEP], before it is cut for a task."""
+        tokenizer = text.Tokenizer(self._data_dir / "vocab.txt")
+        counts = [
+            len(ids)
+            for start in range(0, len(records), RECORDS_PER_SHARD)
+            for ids, _ in tokenizer.encode(
+                *zip(*map(text.texts_of, records[start : start + RECORDS_PER_SHARD]), strict=True),
+                max_tokens=sys.maxsize,
+            )
+        ]
+        return np.asarray(counts, np.int32)
 
     def _bar(self, description: str) -> tqdm:
         return tqdm(desc=description, unit=" records", disable=not self._settings.progress)

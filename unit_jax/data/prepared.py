@@ -86,6 +86,8 @@ class Split:
         without images.
       num_objects: objects of each image that training keeps (no crowd regions, some area inside
         the image); None where the task is no detection.
+      num_tokens: length of each text with [CLS] and [SEP], not cut to any maximum (language tasks);
+        None in data that were prepared before lengths were counted.
       labelled: False for splits whose labels are not published.
     """
 
@@ -97,6 +99,7 @@ class Split:
     width: Int[np.ndarray, "examples"] | None = None
     height: Int[np.ndarray, "examples"] | None = None
     num_objects: Int[np.ndarray, "examples"] | None = None
+    num_tokens: Int[np.ndarray, "examples"] | None = None
     labelled: bool = True
 
     def __len__(self) -> int:
@@ -287,6 +290,9 @@ def dataset_faults(data_dir: pathlib.Path, manifest: dict, name: str) -> list[st
             faults.append(f"its images ({family}) were prepared anew from other files")
         else:
             faults += _broken_files(data_dir, family, store)
+    if lengths := entry.get("lengths_vocabulary"):
+        if lengths != manifest.get("vocabulary", {}).get("sha256"):
+            faults.append("its lengths were counted with another vocabulary")
     if answers := entry.get("answers"):
         path = data_dir / answers["file"]
         if not path.is_file() or fingerprint(path.read_bytes()) != answers["sha256"]:

@@ -3,6 +3,7 @@
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -76,6 +77,14 @@ def join(first: list[int], second: list[int], max_tokens: int, cls: int, sep: in
     if second:
         return np.asarray([*ids, *second[:b], sep], np.int32), len(ids)
     return np.asarray(ids, np.int32), len(ids)
+
+
+def texts_of(record: Mapping[str, Any]) -> tuple[str, str]:
+    """The one or two texts of a record, whatever its data set calls them."""
+    for name in ("text_a", "question", "hypothesis"):
+        if name in record:
+            return record[name], record.get("text_b", "")
+    raise ValueError(f"a record has no text: {', '.join(record)}")
 
 
 def normalise_answer(answer: str) -> str:

@@ -33,6 +33,7 @@ class Glue(base.RecordSource):
     """
 
     kind = "language"
+    version = "1.1.0"  # since 1.1.0 the index holds lengths
     origin = "https://gluebenchmark.com/tasks"
     features = {
         "example_id": tfds.features.Text(),
