@@ -1,12 +1,14 @@
 """The train step: any number of devices and either matcher give the same update."""
 
 import dataclasses
+import json
 import os
 import signal
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from tests import tiny
 from unit_jax import optim, partitioning, setup, train
@@ -15,7 +17,8 @@ from unit_jax.data import loader
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    return tiny.make_data(tmp_path_factory.mktemp("demo"), ("visual_genome", "snli_ve"))
+    tasks = ("visual_genome", "snli_ve", "qqp")
+    return tiny.make_data(tmp_path_factory.mktemp("demo"), tasks)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,24 @@ def test_the_solver_on_the_device_gives_the_same_losses(steps):
     _, on_device = steps(1, "device")
     for name, value in on_host["visual_genome"].items():
         np.testing.assert_allclose(on_device["visual_genome"][name], value, rtol=1e-5)
+
+
+def test_nothing_is_compiled_after_warm_up(data_dir, tmp_path):
+    """Several image shapes, text lengths and evaluations: each program is compiled once."""
+    config = tiny.values(data_dir, ("snli_ve", "qqp"), steps=24)
+    config["data"].update(buckets=((64, 64), (64, 80), (80, 64), (80, 80)), text_buckets=(14, 18))
+    config["train"].update(eval_every=12, checkpoint_every=24)
+    config["report"]["blind_check"] = False
+    run = setup.open_run(config)
+    with loader.train_batches(run.settings, run.data) as batches:
+        shapes = {(batch.task, batch.bucket) for batch in batches}
+    assert len(shapes) == 4 and {len(bucket) for _, bucket in shapes} == {1, 2}
+    workdir = epath.Path(tmp_path)
+    assert train.train(run, workdir) == 0
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "train/compilations" in line]
+    assert len(steps) == 24 and steps[-1]["train/compilations"] >= len(shapes)
+    assert steps[-1]["train/recompilations"] == 0
 
 
 def test_the_first_interrupt_asks_and_the_second_insists():
