@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from unit_jax import partitioning
+from unit_jax.settings import MeshSettings
 
 
 def test_batches_are_split_and_come_back_in_order():
-    mesh = partitioning.make_mesh()
-    assert mesh.shape == {"data": 8}
+    mesh = partitioning.make_mesh(MeshSettings(data=-1, fsdp=2, tensor=1))
+    assert mesh.shape == {"data": 4, "fsdp": 2, "tensor": 1}
     x = np.arange(48).reshape(16, 3)
     placed = partitioning.to_devices(x, mesh)
     assert {shard.data.shape for shard in placed.addressable_shards} == {(2, 3)}
@@ -21,7 +22,7 @@ def test_batches_are_split_and_come_back_in_order():
 
 
 def test_a_batch_that_the_devices_do_not_divide():
-    mesh = partitioning.make_mesh(jax.devices()[:3])
+    mesh = partitioning.make_mesh(MeshSettings(-1, 1, 1), jax.devices()[:3])
     partitioning.check_batch_size("train.batch_size", 9, mesh)
     with pytest.raises(ValueError, match="train.batch_size = 16 .* 3 devices; .* multiple of 3"):
         partitioning.check_batch_size("train.batch_size", 16, mesh)

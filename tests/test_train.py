@@ -37,7 +37,7 @@ def steps(data_dir):
         settings = dataclasses.replace(
             run.settings, loss=dataclasses.replace(run.settings.loss, matcher=matcher)
         )
-        mesh = partitioning.make_mesh(jax.devices()[:devices])
+        mesh = partitioning.make_mesh(settings.mesh, jax.devices()[:devices])
         # Past the warm-up, so that the very first update moves something.
         optimizer = optim.Optimizer(dataclasses.replace(settings.optimizer, warmup_steps=0), 100)
         state = train.TrainState(**fresh, optimizer=optimizer.init(fresh["params"]))

@@ -31,7 +31,8 @@ def make_predict(run: setup.Run) -> Predict:
     @jax.jit
     def predict(params: Flat, statistics: Flat, batch: Batch) -> dict[str, jax.Array]:
         model = functional.merge(run.graph, params, statistics)
-        outputs = model(batch)
+        with partitioning.constrain_activations(run.mesh):
+            outputs = model(batch)
         answer = {"logits": outputs.logits[-1]}
         if outputs.boxes_cxcywh is not None:
             answer["boxes_cxcywh"] = outputs.boxes_cxcywh[-1]

@@ -1,48 +1,199 @@
-"""Where arrays live: one mesh over all devices, batches split along its data axis."""
+"""Where arrays live: a mesh over all devices, and the tables that lay parameters out on it.
+
+The mesh has three axes. Batches are split over `data` and `fsdp`; parameters, their gradients and
+the optimiser's moments, all alike, over `fsdp` and `tensor`. The model's code states no
+collectives: XLA's partitioner places them (axis type Auto).
+"""
+
+import contextlib
+import math
+import re
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from unit_jax.settings import MeshSettings
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")  # what examples are split over
+
+# Which parameter has which logical axes, one per dimension; the first pattern that matches the
+# whole path counts. What is not listed (biases, norms: 0.3 % of the paper's model) is whole on
+# every device, as splitting it would cost more in messages than it saves in memory.
+PARAMETERS = (
+    (r"backbone\..*\.kernel", (None, None, "conv_in", "conv_out")),
+    (r".*\.(query|key|value)\.kernel", ("embed", "heads")),
+    (r".*attention\.out\.kernel", ("heads", "embed")),
+    (r".*\.(labels|classes|attributes\.linear2)\.kernel", ("embed", "classes")),
+    (r".*\.linear1\.kernel", ("embed", "mlp")),
+    (r".*\.linear2\.kernel", ("mlp", "embed")),
+    (r".*\.kernel", ("embed", "features")),
+    (r".*\.(word|class)_embedding", ("vocab", "embed")),
+    (r".*_embedding|queries\..*", (None, "embed")),
+)
+# Which mesh axis a logical axis is split over.
+MESH_AXES = dict(
+    embed="fsdp",
+    conv_in="fsdp",
+    conv_out="tensor",
+    heads="tensor",
+    mlp="tensor",
+    features="tensor",
+    classes="tensor",
+    vocab="tensor",
+)
 
 
-def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """One axis, `data`, over all devices of all processes.
+def mesh_shape(settings: MeshSettings, devices: int) -> tuple[int, int, int]:
+    """Sizes of the mesh's axes on that many devices; the one that is -1 takes what remains.
 
-    The axis type is Auto: XLA's partitioner places the collectives, the model code states none.
+    Raises:
+      ValueError: the sizes do not fit the number of devices.
+    """
+    sizes = [getattr(settings, axis) for axis in AXES]
+    told = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(f"config.mesh: {told}; give numbers from 1 on, and -1 (the rest) once")
+    given = math.prod(size for size in sizes if size != -1)
+    if devices % given or (-1 not in sizes and given != devices):
+        times = "a multiple of " * (-1 in sizes)
+        raise ValueError(
+            f"config.mesh: {told} is for {times}{given} devices, there are {devices}; change "
+            "config.mesh, such as --config.mesh.data=-1 --config.mesh.fsdp=1 --config.mesh.tensor=1"
+        )
+    return tuple(devices // given if size == -1 else size for size in sizes)
+
+
+def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices of all processes, neighbours on `tensor` closest.
+
+    Raises:
+      ValueError: see `mesh_shape`.
     """
     devices = jax.devices() if devices is None else devices
-    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(mesh_shape(settings, len(devices)), AXES, types, devices=devices)
+
+
+def abstract_mesh(settings: MeshSettings, devices: int) -> AbstractMesh:
+    """The mesh of that many devices that need not be there: for shapes only."""
+    return AbstractMesh(mesh_shape(settings, devices), AXES)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def split_over_data(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Dimension `axis` split over the data axis."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+def split_over_batch(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Dimension `axis` holds the examples: split over `data` and `fsdp`."""
+    return NamedSharding(mesh, _batch_spec(axis))
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """How a parameter (its gradient, its moments) is split.
+
+    Where a mesh axis does not divide its dimension, another dimension of the parameter takes it;
+    where it divides none, the parameter is whole along that mesh axis.
+    """
+    names = next((names for pattern, names in PARAMETERS if re.fullmatch(pattern, path)), ())
+    if len(names) != len(shape):  # no pattern, or a scalar that is kept per parameter
+        return PartitionSpec()
+    parts: list[tuple[str, ...]] = [() for _ in shape]
+    named = [dimension for dimension, name in enumerate(names) if name]
+    for own in named:
+        axis = MESH_AXES[names[own]]
+        for dimension in (own, *(other for other in named if other != own)):
+            pieces = math.prod(mesh.shape[other] for other in (*parts[dimension], axis))
+            if mesh.shape[axis] > 1 and shape[dimension] % pieces == 0:
+                parts[dimension] += (axis,)
+                break
+    return PartitionSpec(*(part[0] if len(part) == 1 else part or None for part in parts))
+
+
+def shardings(tree, mesh: Mesh | AbstractMesh):
+    """The sharding of every leaf of a tree whose dicts map parameter paths to arrays (parameters,
+    gradients, optimiser state); what lies in no such dict is replicated."""
+
+    def one(keys, leaf):
+        path = keys[-1].key if isinstance(keys[-1], jax.tree_util.DictKey) else ""
+        return NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh))
+
+    return jax.tree.map_with_path(one, tree)
+
+
+def abstract(tree, mesh: Mesh | AbstractMesh):
+    """Shapes, dtypes and `shardings` of a tree, as the target of a checkpoint."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings(tree, mesh),
+    )
+
+
+def place(tree, mesh: Mesh):
+    """Puts a tree that every process holds whole on the mesh, by `shardings`."""
+    return jax.tree.map(_put, tree, shardings(tree, mesh))
+
+
+def zeros_like(x: jax.Array) -> jax.Array:
+    """Zeros of the same shape, dtype and sharding."""
+    return _put(np.zeros(x.shape, x.dtype), x.sharding)
+
+
+def constrain(tree, mesh: Mesh):
+    """Under jit: keeps a tree in its `shardings`."""
+    return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
+
+
+def constrain_activations(mesh: Mesh) -> contextlib.AbstractContextManager:
+    """Code traced in this context keeps what it gives to `split_examples` on its devices."""
+    if mesh.size == 1:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def split_examples(x: jax.Array, axis: int = 0) -> jax.Array:
+    """Under `constrain_activations`: examples (dimension `axis`) split over the batch's mesh axes,
+    all else whole. Elsewhere x as it is. It keeps the partitioner from moving activations where
+    moving a weight is cheaper."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, _batch_spec(axis))
 
 
 def check_batch_size(name: str, size: int, mesh: Mesh) -> None:
-    """Raises ValueError unless the devices divide a global batch of `size`."""
-    devices = mesh.shape["data"]
-    if size % devices:
-        above = -(-size // devices) * devices
+    """Raises ValueError unless the mesh divides a global batch of `size`."""
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if size % parts:
+        above = -(-size // parts) * parts
         raise ValueError(
-            f"{name} = {size} cannot be split over {devices} devices; "
-            f"use a multiple of {devices}, such as {above}"
+            f"{name} = {size} cannot be split over {parts} devices "
+            f"(mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}); "
+            f"use a multiple of {parts}, such as {above}"
         )
 
 
 def to_devices(tree, mesh: Mesh, axis: int = 0):
-    """Puts global arrays, given as this process's slice of dimension `axis`, on the mesh."""
-    sharding = split_over_data(mesh, axis)
+    """Puts global arrays, given as this process's rows of dimension `axis`, on the mesh."""
+    sharding = split_over_batch(mesh, axis)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), tree)
 
 
 def to_host(x: jax.Array, axis: int = 0) -> np.ndarray:
-    """This process's slice of an array split over dimension `axis`, in order, each part once."""
+    """This process's rows of an array split over dimension `axis`, in order, each row once."""
     if x.is_fully_addressable:
         return np.asarray(x)
     shards = {shard.index[axis].start or 0: shard.data for shard in x.addressable_shards}
     return np.concatenate([np.asarray(shards[start]) for start in sorted(shards)], axis)
+
+
+def _batch_spec(axis: int) -> PartitionSpec:
+    return PartitionSpec(*[None] * axis, BATCH_AXES)
+
+
+def _put(x, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)

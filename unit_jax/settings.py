@@ -140,6 +140,15 @@ class InitSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """Sizes of the device mesh's axes; one of them may be -1 and takes what remains."""
+
+    data: int  # examples are split over it, parameters are copied
+    fsdp: int  # examples and parameters are split over it
+    tensor: int  # parameters are split over it, examples are copied
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     seed: int
     tasks: dict[str, tasks_lib.TaskSpec]
@@ -149,6 +158,7 @@ class Settings:
     optimizer: OptimizerSettings
     data: DataSettings
     train: TrainSettings
+    mesh: MeshSettings
     init_from: InitSettings
     report: dict[str, Any]  # figures shown beside the results
 

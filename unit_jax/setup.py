@@ -9,7 +9,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from flax import nnx
@@ -54,28 +53,30 @@ class Run:
     def fresh_model(self) -> dict[str, Flat]:
         """Initial parameters and statistics: a function of the seed and, with calibration, of the
         first training images."""
+        return partitioning.place(self._fresh_model(), self.mesh)
+
+    def _fresh_model(self) -> dict[str, Flat]:
         model = _build(self.settings)
         count = self.settings.model.backbone.calibrate
         if count:
             images, sizes = _training_images(self, count)
             model.calibrate(images, sizes)
         _, params, statistics = functional.split(model)
-        return self.replicate({"params": params, "statistics": statistics})
+        return {"params": params, "statistics": statistics}
 
     def initial_model(self) -> dict[str, Flat]:
         """What training starts from: a fresh model with the weights of `init_from` in it.
 
         Prints what was loaded from where and what stayed fresh.
         """
-        model = self.fresh_model()
+        model = self._fresh_model()
         arrays, reports = init_from.start_from(
             {**model["params"], **model["statistics"]}, self.settings
         )
         for report in reports:
             print(report)
-        return self.replicate(
-            {group: {path: arrays[path] for path in leaves} for group, leaves in model.items()}
-        )
+        model = {group: {path: arrays[path] for path in leaves} for group, leaves in model.items()}
+        return partitioning.place(model, self.mesh)
 
     def restored_model(self, checkpoint: epath.PathLike) -> dict[str, Flat]:
         """Parameters and statistics of a checkpoint (a working folder's newest, or a step's).
@@ -88,10 +89,6 @@ class Run:
             self.check_metadata(saved.metadata(step), f"{directory}/{step}")
             model, _ = saved.restore(step, self.abstract_model())
         return model
-
-    def replicate(self, tree: Any) -> Any:
-        """The same arrays on every device of the mesh."""
-        return jax.device_put(tree, partitioning.replicated(self.mesh))
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint tells about itself."""
@@ -160,15 +157,11 @@ def open_run(config: Mapping[str, Any], needs_initial_weights: bool = False) -> 
     loader.check(
         settings, data, [(task, split) for task in settings.tasks for split in ("train", "val")]
     )
-    mesh = partitioning.make_mesh()
+    mesh = partitioning.make_mesh(settings.mesh)
     for name in ("batch_size", "eval_batch_size"):
         partitioning.check_batch_size(f"train.{name}", getattr(settings.train, name), mesh)
     graph, params, statistics = functional.abstract(lambda: _build(settings))
-    sharding = partitioning.replicated(mesh)
-    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    return Run(
-        settings, data, mesh, graph, jax.tree.map(place, params), jax.tree.map(place, statistics)
-    )
+    return Run(settings, data, mesh, graph, *partitioning.abstract((params, statistics), mesh))
 
 
 def with_label_counts(settings: Settings, data: PreparedData) -> Settings:

@@ -50,7 +50,7 @@ def make_train_step(
     of task. The batch is global and on the mesh.
     """
     gradients = make_gradients(graph, settings, optimizer, mesh)
-    update = make_update(settings, optimizer)
+    update = make_update(settings, optimizer, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
         logs, grads = gradients(state, batch)
@@ -82,7 +82,8 @@ def make_gradients(
     def forward(learned: Flat, state: TrainState, batch: Batch) -> Outputs:
         model = functional.merge(graph, {**state.params, **learned}, state.statistics)
         key = jax.random.fold_in(jax.random.key(settings.seed), state.optimizer.step)
-        return model(batch, key=key)
+        with partitioning.constrain_activations(mesh):
+            return model(batch, key=key)
 
     @jax.jit
     def classification_gradients(state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
@@ -94,14 +95,16 @@ def make_gradients(
         (total, terms), grads = jax.value_and_grad(loss, has_aux=True)(
             learned_by(state, batch.task)
         )
-        return {"loss": total, **terms}, grads
+        return {"loss": total, **terms}, partitioning.constrain(grads, mesh)
 
     @jax.jit
     def detection_forward(state: TrainState, batch: Batch):
         outputs, pullback = jax.vjp(
             lambda learned: forward(learned, state, batch), learned_by(state, batch.task)
         )
-        return outputs, pullback, matching.cost_matrix(outputs, batch.targets, settings.loss)
+        costs = matching.cost_matrix(outputs, batch.targets, settings.loss)
+        costs = jax.lax.with_sharding_constraint(costs, partitioning.split_over_batch(mesh, axis=1))
+        return outputs, pullback, costs
 
     @jax.jit
     def detection_backward(state, batch, outputs, pullback, matches) -> tuple[Logs, Flat]:
@@ -126,7 +129,8 @@ def make_gradients(
             loss, argnums=(0, 1), has_aux=True
         )(head, outputs)
         (grads,) = pullback(cotangents)
-        return {"loss": total, **terms}, {**grads, **head_grads}
+        grads = partitioning.constrain({**grads, **head_grads}, mesh)
+        return {"loss": total, **terms}, grads
 
     def match(costs: jax.Array, object_mask: jax.Array) -> jax.Array:
         if settings.loss.matcher == "device":
@@ -147,7 +151,7 @@ def make_gradients(
 
 
 def make_update(
-    settings: Settings, optimizer: optim.Optimizer
+    settings: Settings, optimizer: optim.Optimizer, mesh
 ) -> Callable[[TrainState, Flat, str], tuple[TrainState, Logs]]:
     """Returns update(state, gradients, task) -> (state, logs).
 
@@ -159,6 +163,7 @@ def make_update(
     def program(state: TrainState, grads: Flat, flags: dict[str, jax.Array]):
         used = {path: flags.get(path, True) for path in grads}
         params, opt_state, info = optimizer.update(grads, state.optimizer, state.params, used)
+        params, opt_state = partitioning.constrain((params, opt_state), mesh)
         return state.replace(params=params, optimizer=opt_state), info._asdict()
 
     # Of each task: which of its kind's parameters it reaches, and zeros for those it does not.
@@ -173,7 +178,7 @@ def make_update(
             if len(set(reached.values())) == 2:
                 flags[path] = reached[task]
                 if not reached[task]:
-                    zeros[path] = jax.device_put(jnp.zeros_like(param), param.sharding)
+                    zeros[path] = partitioning.zeros_like(param)
         return flags, zeros
 
     def update(state: TrainState, grads: Flat, task: str) -> tuple[TrainState, Logs]:
@@ -195,7 +200,11 @@ def start(run: setup.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints) 
     newest = checkpoints.latest_step()
     if newest is None:
         model = run.initial_model()
-        return TrainState(**model, optimizer=run.replicate(optimizer.init(model["params"])))
+        moments = jax.eval_shape(optimizer.init, model["params"])
+        init = jax.jit(
+            optimizer.init, out_shardings=partitioning.shardings(moments, run.mesh)
+        )
+        return TrainState(**model, optimizer=init(model["params"]))
     _check(run, checkpoints)
     if not checkpoints.has_optimizer(newest):
         raise ValueError(
@@ -203,11 +212,7 @@ def start(run: setup.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints) 
             f"it in another --workdir, with --config.init_from.model={checkpoints.directory.parent}"
         )
     model = run.abstract_model()
-    moments = jax.eval_shape(optimizer.init, model["params"])
-    sharding = partitioning.replicated(run.mesh)
-    moments = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), moments
-    )
+    moments = partitioning.abstract(jax.eval_shape(optimizer.init, model["params"]), run.mesh)
     model, moments = checkpoints.restore(newest, model, moments._asdict())
     print(f"continuing from step {newest} in {checkpoints.directory}")
     return TrainState(**model, optimizer=optim.OptimizerState(**moments))

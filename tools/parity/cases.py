@@ -159,6 +159,7 @@ def build_case(
         optimizer=optimizer_settings(meta),
         data=None,
         train=None,
+        mesh=settings_lib.MeshSettings(data=-1, fsdp=1, tensor=1),
         init_from=None,
         report={},
     )

@@ -26,7 +26,7 @@ def check_training(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Iterat
     for dtype in ("float32", "float64"):
         with jax.enable_x64(dtype == "float64"):
             case = build_case(meta, dtype)
-            mesh = partitioning.make_mesh(jax.devices()[:1])
+            mesh = partitioning.make_mesh(case.settings.mesh, jax.devices()[:1])
             schedule = functools.partial(optim.Optimizer, total_steps=meta["num_training_steps"])
             gradients = train.make_gradients(
                 case.graph, case.settings, schedule(case.settings.optimizer), mesh
@@ -74,7 +74,7 @@ def check_trajectory(
     statistics = {path: put(array) for path, array in case.statistics.items()}
     state = train.TrainState(params, statistics, put(optimizer.init(params)))
     update = train.make_update(
-        dataclasses.replace(case.settings, optimizer=optimizer.settings), optimizer
+        dataclasses.replace(case.settings, optimizer=optimizer.settings), optimizer, mesh
     )
     groups = [
         [path for tensor in group for path in mmf.RULES.paths(tensor)]

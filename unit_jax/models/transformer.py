@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from unit_jax.partitioning import split_examples
+
 Init = nnx.initializers.Initializer
 xavier = nnx.initializers.xavier_uniform()
 
@@ -319,5 +321,5 @@ class DecoderLayer(nnx.Module):
 def residual(x, branch, norm: LayerNorm, pre_norm: bool, dropout_rate: float, keys: Keys):
     """x + branch(x) with dropout on the branch and the layer norm before it or after the sum."""
     if pre_norm:
-        return x + dropout(branch(norm(x)), dropout_rate, keys())
-    return norm(x + dropout(branch(x), dropout_rate, keys()))
+        return split_examples(x + dropout(branch(norm(x)), dropout_rate, keys()))
+    return split_examples(norm(x + dropout(branch(x), dropout_rate, keys())))

@@ -14,6 +14,7 @@ from unit_jax.models.heads import ClassificationHead, DetectionHead
 from unit_jax.models.image_encoder import ImageEncoder
 from unit_jax.models.text_encoder import TextEncoder
 from unit_jax.models.transformer import Keys, Memory, normal
+from unit_jax.partitioning import split_examples
 from unit_jax.settings import ModelSettings
 from unit_jax.tasks import TaskSpec
 
@@ -75,6 +76,7 @@ class Unit(nnx.Module):
         parts = []
         if task.has_image:
             features, mask = self.features(batch.images, batch.image_sizes)
+            features = split_examples(features)
             parts.append(self.image_encoder(features, mask, task.index, keys))
         if task.has_text:
             parts.append(
