@@ -1,16 +1,26 @@
 """What a run tells about its programs."""
 
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 from etils import epath
 
+from configs import unit
 from unit_jax import run_log
+from unit_jax import settings as settings_lib
+
+
+def settings(**changes) -> settings_lib.TrainSettings:
+    train = settings_lib.build(settings_lib.TrainSettings, unit.values()["train"])
+    return dataclasses.replace(train, log_every=1, **changes)
 
 
 def test_programs_compiled_after_warm_up_are_counted(tmp_path):
-    log = run_log.RunLog(epath.Path(tmp_path), start=0, steps=6, every=1)
+    log = run_log.RunLog(epath.Path(tmp_path), 0, settings(steps=6))
     step = jax.jit(lambda x: x * 2 + 1)
     inputs = [jnp.zeros(n) for n in (3, 5, 3, 5)]
     other = jnp.zeros(3, jnp.bfloat16)  # its name does not tell that it needs another program
@@ -31,3 +41,21 @@ def test_programs_compiled_after_warm_up_are_counted(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / run_log.FILE).read_text().splitlines()]
     assert [line["train/recompilations"] for line in lines] == [0, 0, 0, 0, 1]
     assert lines[-1]["train/compilations"] >= 4
+
+
+def test_bad_steps_are_counted_and_too_many_in_a_row_end_the_run(tmp_path, capsys):
+    log = run_log.RunLog(epath.Path(tmp_path), 0, settings(steps=9, max_bad_steps=3))
+    good = {"loss": np.float32(2), "bad_step": np.bool_(False)}
+    costs = {"loss": np.float32(np.nan), "bad_step": np.bool_(True), "bad_costs": np.bool_(True)}
+    gradient = {"loss": np.float32(1), "bad_step": np.bool_(True)}
+    for step, logs in enumerate([good, costs, gradient, good, costs, costs], start=1):
+        log.step(step, "coco", logs, 1)
+    with pytest.raises(FloatingPointError, match=r"3 steps in a row .* step 7: the loss is not"):
+        log.step(7, "vqa2", {"loss": np.float32(np.inf), "bad_step": np.bool_(True)}, 1)
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / run_log.FILE).read_text().splitlines()]
+    assert [line["train/bad_steps"] for line in lines] == [0, 1, 2, 2, 3, 4]
+    assert [line.get("train/coco/loss") for line in lines] == [2, None, None, 2, None, None]
+    told = capsys.readouterr()
+    assert "step 2 of coco changed nothing: the matching costs" in told.out + told.err
+    assert "step 3 of coco changed nothing: the gradient is not finite" in told.out + told.err

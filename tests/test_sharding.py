@@ -14,7 +14,7 @@ from flax import nnx
 
 from configs import unit
 from tests import tiny
-from unit_jax import checkpoints, optim, partitioning, train
+from unit_jax import checkpoints, optim, partitioning, train_step
 from unit_jax import settings as settings_lib
 from unit_jax.batch import Batch, Targets
 from unit_jax.models import functional
@@ -100,9 +100,9 @@ def mesh_of(layout: tuple[int, ...]):
     return partitioning.make_mesh(MeshSettings(*layout), jax.devices()[: math.prod(layout)])
 
 
-def placed_state(mesh, optimizer: optim.Optimizer) -> train.TrainState:
+def placed_state(mesh, optimizer: optim.Optimizer) -> train_step.TrainState:
     params, statistics = model()
-    state = train.TrainState(params, statistics, optimizer.init(params))
+    state = train_step.TrainState(params, statistics, optimizer.init(params))
     return partitioning.place(state, mesh)
 
 
@@ -112,13 +112,13 @@ def one_step(layout: tuple[int, ...], kind: str, dropout: float):
     chosen, mesh = settings(dropout), mesh_of(layout)
     optimizer = optim.Optimizer(chosen.optimizer, 100)
     state = placed_state(mesh, optimizer)
-    gradients = train.make_gradients(graph_of(chosen), chosen, optimizer, mesh)
+    gradients = train_step.Gradients(graph_of(chosen), chosen, optimizer, mesh)
     logs, grads = gradients(state, partitioning.to_devices(batch_of(kind), mesh))
     assert_laid_out(grads, mesh)
     on_host = jax.device_get((logs, grads))
     if dropout:  # the update is the same program either way
         return *on_host, None
-    update = train.make_update(chosen, optimizer, mesh)
+    update = train_step.Update(chosen, optimizer, mesh)
     state, _ = update(state, grads, KINDS[kind])
     assert_laid_out(state, mesh)
     return *on_host, jax.device_get(state)
@@ -136,9 +136,7 @@ def assert_laid_out(tree, mesh) -> None:
 
 def assert_close(found, wanted) -> None:
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    for (path, x), y in zip(
-        jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True
-    ):
+    for (path, x), y in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(wanted), strict=True):
         scale = max(np.abs(y).max(), 1e-3)
         gap = np.abs(np.asarray(x, np.float64) - y).max() / scale
         assert gap < TOLERANCE, f"{jax.tree_util.keystr(path)}: {gap:.1e}"

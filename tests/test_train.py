@@ -11,7 +11,7 @@ import pytest
 from etils import epath
 
 from tests import tiny
-from unit_jax import optim, partitioning, setup, train
+from unit_jax import optim, partitioning, setup, train, train_step
 from unit_jax.data import loader
 
 
@@ -40,9 +40,9 @@ def steps(data_dir):
         mesh = partitioning.make_mesh(settings.mesh, jax.devices()[:devices])
         # Past the warm-up, so that the very first update moves something.
         optimizer = optim.Optimizer(dataclasses.replace(settings.optimizer, warmup_steps=0), 100)
-        state = train.TrainState(**fresh, optimizer=optimizer.init(fresh["params"]))
+        state = train_step.TrainState(**fresh, optimizer=optimizer.init(fresh["params"]))
         state = jax.device_put(state, partitioning.replicated(mesh))
-        step = train.make_train_step(run.graph, settings, optimizer, mesh)
+        step = train_step.TrainStep(run.graph, settings, optimizer, mesh)
         logs = {}
         for task, batch in by_task.items():
             state, logs[task] = step(state, partitioning.to_devices(batch, mesh))
@@ -99,7 +99,26 @@ def test_nothing_is_compiled_after_warm_up(data_dir, tmp_path):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if "train/compilations" in line]
     assert len(steps) == 24 and steps[-1]["train/compilations"] >= len(shapes)
+    # All of them before the first step, so whatever a step compiled would be counted here.
+    assert run.settings.train.compile_ahead
     assert steps[-1]["train/recompilations"] == 0
+
+
+def test_shapes_foretold_are_those_of_the_loader(data_dir):
+    run = setup.open_run(tiny.values(data_dir, ("visual_genome", "snli_ve", "qqp"), steps=12))
+    seen = set()
+    with loader.train_batches(run.settings, run.data) as batches:
+        for batch in batches:
+            seen.add(batch.task)
+            told = train_step.batch_shapes(
+                run.settings.tasks[batch.task], batch.bucket, run.settings, run.mesh
+            )
+            jax.tree.map(lambda x, y: assert_alike(x, y), batch, told)
+    assert len(seen) == 3
+
+
+def assert_alike(array, told) -> None:
+    assert (array.shape, array.dtype) == (told.shape, told.dtype)
 
 
 def test_the_first_interrupt_asks_and_the_second_insists():

@@ -13,7 +13,10 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from unit_jax.settings import TrainSettings
+
 FILE = "metrics.jsonl"
+_FLAGS = ("bad_step", "bad_costs")  # of a step's logs; the rest are numbers to be averaged
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -26,19 +29,23 @@ class RunLog:
     Args:
       workdir: gets metrics.jsonl and TensorBoard files. Lines of steps at or after `start`,
         left by a run that was cut off, are dropped, so that each step stands there once.
-      start, steps: first step of this session and total of the run.
+      start: first step of this session.
+      settings: number of steps, how often to write, how many bad steps to bear.
     """
 
-    def __init__(self, workdir: epath.Path, start: int, steps: int, every: int):
-        self._every = every
+    def __init__(self, workdir: epath.Path, start: int, settings: TrainSettings):
+        self._every, self._max_bad_steps = settings.log_every, settings.max_bad_steps
         path = workdir / FILE
         if path.exists():
             lines = path.read_text().splitlines(keepends=True)
             path.write_text("".join(line for line in lines if _step_of(line) <= start))
         self._file = path.open("a")
         self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
-        self._bar = tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1)
-        self._pending: list[tuple[str, Mapping[str, jax.Array]]] = []
+        self._bar = tqdm(
+            total=settings.steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1
+        )
+        self._pending: list[tuple[int, str, Mapping[str, jax.Array | float]]] = []
+        self._bad_steps = self._bad_in_a_row = 0
         self._latest_loss: dict[str, float] = {}
         self._examples = 0
         self._since = time.perf_counter()
@@ -48,9 +55,11 @@ class RunLog:
         self.compile_seconds = 0.0
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
-    def step(self, step: int, task: str, logs: Mapping[str, jax.Array], examples: int) -> None:
+    def step(
+        self, step: int, task: str, logs: Mapping[str, jax.Array | float], examples: int
+    ) -> None:
         """Takes the logs of the update that made `step` the number of updates done."""
-        self._pending.append((task, logs))
+        self._pending.append((step, task, logs))
         self._examples += examples
         self._bar.update()
         if step % self._every == 0:
@@ -69,17 +78,29 @@ class RunLog:
         self._seen.add(name)
 
     def flush(self, step: int) -> None:
-        """Writes the means per task since the last flush.
+        """Writes the means per task since the last flush; steps that were bad are only counted.
 
         Raises:
-          FloatingPointError: a loss is not finite; the message names the task.
+          FloatingPointError: too many steps in a row were bad; the message names the last one.
         """
         if not self._pending:
             return
         per_task = collections.defaultdict(lambda: collections.defaultdict(list))
-        for task, logs in jax.device_get(self._pending):
+        for at, task, logs in jax.device_get(self._pending):
+            cause = _cause(logs)
+            self._bad_in_a_row = self._bad_in_a_row + 1 if cause else 0
+            if cause:
+                self._bad_steps += 1
+                self.say(f"step {at} of {task} changed nothing: {cause} not finite")
             for name, value in logs.items():
-                per_task[task][name].append(float(value))
+                if not cause and name not in _FLAGS:
+                    per_task[task][name].append(float(value))
+            if self._bad_in_a_row >= self._max_bad_steps:
+                raise FloatingPointError(
+                    f"{self._bad_in_a_row} steps in a row changed nothing, the last at step {at}: "
+                    f"{cause} not finite ({task}); resume from the newest checkpoint with a lower "
+                    "learning rate, or look for broken examples"
+                )
         seconds = time.perf_counter() - self._since
         record: dict[str, Any] = {
             f"train/{task}/{name}": float(np.mean(values))
@@ -87,17 +108,13 @@ class RunLog:
             for name, values in terms.items()
         }
         record["train/examples_per_second"] = self._examples / seconds
+        record["train/bad_steps"] = self._bad_steps
         record["train/compilations"] = self.compilations
         record["train/recompilations"] = self.recompilations
         self._pending, self._examples, self._since = [], 0, time.perf_counter()
         self.write(step, record)
         for task in per_task:
             self._latest_loss[task] = record[f"train/{task}/loss"]
-            if not np.isfinite(self._latest_loss[task]):
-                raise FloatingPointError(
-                    f"the loss of {task} is {self._latest_loss[task]} at step {step}; "
-                    "resume from the newest checkpoint with a lower learning rate"
-                )
         self._bar.set_postfix_str(
             " ".join(f"{task} {loss:.3g}" for task, loss in self._latest_loss.items())
             + f" | {record['train/examples_per_second']:.0f} ex/s"
@@ -131,6 +148,15 @@ class RunLog:
         if event == _COMPILE_EVENT:
             self.compilations += 1
             self.compile_seconds += seconds
+
+
+def _cause(logs: Mapping[str, np.ndarray | float]) -> str:
+    """What was not finite in a bad step; "" of a good one."""
+    if not logs.get("bad_step", False):
+        return ""
+    if logs.get("bad_costs", False):
+        return "the matching costs (logits, boxes or target boxes) are"
+    return "the gradient is" if np.isfinite(logs["loss"]) else "the loss is"
 
 
 def _step_of(line: str) -> int:

@@ -66,6 +66,12 @@ class ModelSettings:
     pre_norm: bool
     mask_padding: bool  # zero padded pixels between convolutions: padding never changes a result
     classify_all_layers: bool  # label logits of every decoder layer (the loss sums over them)
+    # Computed again in the backward pass instead of kept: nothing; the insides of transformer
+    # layers and bottleneck blocks; those of both encoders and of the decoder as well.
+    rematerialise: Literal["nothing", "layers", "everything"]
+    # How attention without dropout on its weights is computed: written out, or by
+    # jax.nn.dot_product_attention (softmax in float32, whatever x64 says).
+    attention: Literal["plain", "fused"]
     dtype: str  # compute dtype; parameters are float32
 
 
@@ -126,6 +132,9 @@ class DataSettings:
 class TrainSettings:
     steps: int
     batch_size: int  # examples of one step over all devices
+    accumulate_steps: int  # parts that a batch goes through the model in
+    max_bad_steps: int  # in a row, before the run ends; a loss or gradient was not finite
+    compile_ahead: bool  # all programs before the first step
     eval_batch_size: int
     eval_every: int
     checkpoint_every: int

@@ -14,7 +14,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from unit_jax import checkpoints, partitioning
+from unit_jax import checkpoints, partitioning, train_step
 from unit_jax import settings as settings_lib
 from unit_jax.data import loader
 from unit_jax.data.prepared import PreparedData, read_lines
@@ -160,6 +160,7 @@ def open_run(config: Mapping[str, Any], needs_initial_weights: bool = False) -> 
     mesh = partitioning.make_mesh(settings.mesh)
     for name in ("batch_size", "eval_batch_size"):
         partitioning.check_batch_size(f"train.{name}", getattr(settings.train, name), mesh)
+    train_step.check_accumulation(settings.train, mesh)
     graph, params, statistics = functional.abstract(lambda: _build(settings))
     return Run(settings, data, mesh, graph, *partitioning.abstract((params, statistics), mesh))
 
@@ -236,6 +237,8 @@ _FREE_TO_CHANGE = (
     "attention_dropout",
     "mask_padding",
     "classify_all_layers",
+    "rematerialise",
+    "attention",
     "dtype",
 )
 

@@ -1,193 +1,21 @@
-"""The train step and the loop around it.
-
-A step is a gradient program and an update program. The gradient program of a detection task is
-split in two: forward (outputs, matching costs and the pullback of the model), the assignment
-solved on the host from the process's own examples, then backward. No callback runs inside a
-compiled program, so a failing solver is an ordinary Python error and any sharding works.
-"""
+"""The loop around the train step: data, logs, evaluation, checkpoints, interrupts."""
 
 import contextlib
-import functools
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 from etils import epath
-from flax import struct
+from tqdm import tqdm
 
 from unit_jax import evaluate, optim, partitioning, setup
-from unit_jax.batch import Batch, Outputs
 from unit_jax.checkpoints import FOLDER, Checkpoints
-from unit_jax.data import loader
-from unit_jax.losses import classification, detection, matching
+from unit_jax.data import loader, mixture
 from unit_jax.metrics import report
-from unit_jax.models import functional
-from unit_jax.models.functional import Flat
-from unit_jax.models.unit import used_parameters
 from unit_jax.run_log import RunLog
-from unit_jax.settings import Settings
-
-Logs = dict[str, jax.Array]
-
-
-@struct.dataclass
-class TrainState:
-    """All that a run must remember; `optimizer.step` is also the position in the data."""
-
-    params: Flat
-    statistics: Flat
-    optimizer: optim.OptimizerState
-
-
-def make_train_step(
-    graph, settings: Settings, optimizer: optim.Optimizer, mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Logs]]:
-    """Returns step(state, batch) -> (state, logs); the state that is given is used up.
-
-    Gradient programs are compiled once per task and batch shape, update programs once per kind
-    of task. The batch is global and on the mesh.
-    """
-    gradients = make_gradients(graph, settings, optimizer, mesh)
-    update = make_update(settings, optimizer, mesh)
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
-        logs, grads = gradients(state, batch)
-        state, info = update(state, grads, batch.task)
-        return state, {**logs, **info}
-
-    return step
-
-
-def learns(settings: Settings, optimizer: optim.Optimizer, task: str, path: str) -> bool:
-    """Whether a step of `task` gives the parameter a gradient."""
-    return used_parameters(path, settings.tasks[task], settings.model) and not (
-        optimizer.is_frozen(path)
-    )
-
-
-def make_gradients(
-    graph, settings: Settings, optimizer: optim.Optimizer, mesh
-) -> Callable[[TrainState, Batch], tuple[Logs, Flat]]:
-    """Returns gradients(state, batch) -> (loss and its terms, gradients of what the task reaches).
-
-    Dropout keys are folded from (seed, step), so a resumed run draws the same numbers.
-    """
-
-    def learned_by(state: TrainState, task: str) -> Flat:
-        params = state.params.items()
-        return {path: p for path, p in params if learns(settings, optimizer, task, path)}
-
-    def forward(learned: Flat, state: TrainState, batch: Batch) -> Outputs:
-        model = functional.merge(graph, {**state.params, **learned}, state.statistics)
-        key = jax.random.fold_in(jax.random.key(settings.seed), state.optimizer.step)
-        with partitioning.constrain_activations(mesh):
-            return model(batch, key=key)
-
-    @jax.jit
-    def classification_gradients(state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
-        def loss(learned: Flat):
-            outputs = forward(learned, state, batch)
-            spec = settings.tasks[batch.task]
-            return classification.classification_loss(outputs, batch.targets, spec, settings.loss)
-
-        (total, terms), grads = jax.value_and_grad(loss, has_aux=True)(
-            learned_by(state, batch.task)
-        )
-        return {"loss": total, **terms}, partitioning.constrain(grads, mesh)
-
-    @jax.jit
-    def detection_forward(state: TrainState, batch: Batch):
-        outputs, pullback = jax.vjp(
-            lambda learned: forward(learned, state, batch), learned_by(state, batch.task)
-        )
-        costs = matching.cost_matrix(outputs, batch.targets, settings.loss)
-        costs = jax.lax.with_sharding_constraint(costs, partitioning.split_over_batch(mesh, axis=1))
-        return outputs, pullback, costs
-
-    @jax.jit
-    def detection_backward(state, batch, outputs, pullback, matches) -> tuple[Logs, Flat]:
-        spec = settings.tasks[batch.task]
-
-        def loss(head: Flat, outputs: Outputs):
-            model = functional.merge(graph, {**state.params, **head}, state.statistics)
-            attribute_logits = functools.partial(model.attribute_logits, spec.name)
-            return detection.detection_loss(
-                outputs,
-                batch.targets,
-                matches,
-                settings.loss,
-                spec,
-                attribute_logits if spec.num_attributes else None,
-            )
-
-        # The attribute head is applied by the loss: it is told the matched object's class.
-        prefix = f"heads.{spec.name}.attributes."
-        head = {p: x for p, x in learned_by(state, spec.name).items() if p.startswith(prefix)}
-        (total, terms), (head_grads, cotangents) = jax.value_and_grad(
-            loss, argnums=(0, 1), has_aux=True
-        )(head, outputs)
-        (grads,) = pullback(cotangents)
-        grads = partitioning.constrain({**grads, **head_grads}, mesh)
-        return {"loss": total, **terms}, grads
-
-    def match(costs: jax.Array, object_mask: jax.Array) -> jax.Array:
-        if settings.loss.matcher == "device":
-            return matching.match_on_device(costs, object_mask)
-        matches = matching.match(
-            partitioning.to_host(costs, axis=1), partitioning.to_host(object_mask)
-        )
-        return partitioning.to_devices(matches, mesh, axis=1)
-
-    def gradients(state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
-        if settings.tasks[batch.task].kind != "detection":
-            return classification_gradients(state, batch)
-        outputs, pullback, costs = detection_forward(state, batch)
-        matches = match(costs, batch.targets.object_mask)
-        return detection_backward(state, batch, outputs, pullback, matches)
-
-    return gradients
-
-
-def make_update(
-    settings: Settings, optimizer: optim.Optimizer, mesh
-) -> Callable[[TrainState, Flat, str], tuple[TrainState, Logs]]:
-    """Returns update(state, gradients, task) -> (state, logs).
-
-    One program serves all tasks of a kind: what another task of that kind owns (queries, head)
-    gets a gradient of zero and a flag that says whether this task reaches it.
-    """
-
-    @functools.partial(jax.jit, donate_argnums=0)
-    def program(state: TrainState, grads: Flat, flags: dict[str, jax.Array]):
-        used = {path: flags.get(path, True) for path in grads}
-        params, opt_state, info = optimizer.update(grads, state.optimizer, state.params, used)
-        params, opt_state = partitioning.constrain((params, opt_state), mesh)
-        return state.replace(params=params, optimizer=opt_state), info._asdict()
-
-    # Of each task: which of its kind's parameters it reaches, and zeros for those it does not.
-    plans: dict[str, tuple[dict[str, bool], Flat]] = {}
-
-    def plan(params: Flat, task: str) -> tuple[dict[str, bool], Flat]:
-        kind = settings.tasks[task].kind
-        of_kind = [name for name, spec in settings.tasks.items() if spec.kind == kind]
-        flags, zeros = {}, {}
-        for path, param in params.items():
-            reached = {name: learns(settings, optimizer, name, path) for name in of_kind}
-            if len(set(reached.values())) == 2:
-                flags[path] = reached[task]
-                if not reached[task]:
-                    zeros[path] = partitioning.zeros_like(param)
-        return flags, zeros
-
-    def update(state: TrainState, grads: Flat, task: str) -> tuple[TrainState, Logs]:
-        if task not in plans:
-            plans[task] = plan(state.params, task)
-        flags, zeros = plans[task]
-        return program(state, {**grads, **zeros}, flags)
-
-    return update
+from unit_jax.train_step import TrainState, TrainStep, batch_shapes
 
 
 def start(run: setup.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints) -> TrainState:
@@ -201,9 +29,7 @@ def start(run: setup.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints) 
     if newest is None:
         model = run.initial_model()
         moments = jax.eval_shape(optimizer.init, model["params"])
-        init = jax.jit(
-            optimizer.init, out_shardings=partitioning.shardings(moments, run.mesh)
-        )
+        init = jax.jit(optimizer.init, out_shardings=partitioning.shardings(moments, run.mesh))
         return TrainState(**model, optimizer=init(model["params"]))
     _check(run, checkpoints)
     if not checkpoints.has_optimizer(newest):
@@ -241,13 +67,15 @@ def train(run: setup.Run, workdir: epath.Path) -> int:
                 return 0
         state = start(run, optimizer, checkpoints)
         step = int(state.optimizer.step)
-        train_step = make_train_step(run.graph, run.settings, optimizer, run.mesh)
+        train_step = TrainStep(run.graph, run.settings, optimizer, run.mesh)
         predict = evaluate.make_predict(run)
         with (
-            contextlib.closing(RunLog(workdir, step, settings.steps, settings.log_every)) as log,
+            contextlib.closing(RunLog(workdir, step, settings)) as log,
             loader.train_batches(run.settings, run.data, step) as batches,
             stop_request() as stop,
         ):
+            if settings.compile_ahead:
+                compile_ahead(run, train_step, state, log)
             while step < settings.steps and not stop.is_set():
                 batch = partitioning.to_devices(next(batches), run.mesh)
                 with log.program(("train", batch.task, batch.bucket)):
@@ -274,6 +102,28 @@ def train(run: setup.Run, workdir: epath.Path) -> int:
         return 130
     evaluate.write_report(run, predict, state.params, state.statistics, workdir)
     return 0
+
+
+def compile_ahead(run: setup.Run, train_step: TrainStep, state: TrainState, log: RunLog) -> None:
+    """Compiles the programs of all tasks and shapes, so that no step waits for one."""
+    settings = run.settings
+    shapes = [
+        (spec, bucket)
+        for spec in settings.tasks.values()
+        if settings.ratios[spec.name] > 0
+        for bucket in mixture.buckets_of(spec, settings.data)
+    ]
+    start, before = time.perf_counter(), log.compilations
+    for spec, bucket in tqdm(shapes, "compiling", unit="shape", leave=False, dynamic_ncols=True):
+        batch = batch_shapes(spec, bucket, settings, run.mesh)
+        with log.program(("train", spec.name, bucket)):
+            for _, program in train_step.lower(state, batch):
+                program.compile()
+    log.say(
+        f"{log.compilations - before} programs for {len(shapes)} combinations of task and shape "
+        f"compiled (or read from the cache) in {time.perf_counter() - start:.0f} s"
+    )
+    log.restart_clock()
 
 
 def save(checkpoints: Checkpoints, run: setup.Run, step: int, state: TrainState, metrics) -> None:

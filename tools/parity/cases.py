@@ -127,6 +127,8 @@ def build_case(
         pre_norm=args["pre_norm"],
         mask_padding=mask_padding,
         classify_all_layers=config["loss_on_all_hs"],
+        rematerialise="nothing",
+        attention="plain",
         dtype=dtype,
     )
     loss = settings_lib.LossSettings(

@@ -13,7 +13,7 @@ import numpy as np
 from parity import recipe
 from parity.cases import Case, build_case, make_batch, optimizer_settings
 from parity.report import STRUCTURAL_ZERO, Table
-from unit_jax import optim, partitioning, train
+from unit_jax import optim, partitioning, train_step
 from unit_jax.batch import Batch
 from unit_jax.interop import mmf
 
@@ -28,7 +28,7 @@ def check_training(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Iterat
             case = build_case(meta, dtype)
             mesh = partitioning.make_mesh(case.settings.mesh, jax.devices()[:1])
             schedule = functools.partial(optim.Optimizer, total_steps=meta["num_training_steps"])
-            gradients = train.make_gradients(
+            gradients = train_step.Gradients(
                 case.graph, case.settings, schedule(case.settings.optimizer), mesh
             )
             batches = {
@@ -72,8 +72,8 @@ def check_trajectory(
     put = functools.partial(jax.device_put, device=partitioning.replicated(mesh))
     params = {path: put(np.array(array)) for path, array in case.params.items()}
     statistics = {path: put(array) for path, array in case.statistics.items()}
-    state = train.TrainState(params, statistics, put(optimizer.init(params)))
-    update = train.make_update(
+    state = train_step.TrainState(params, statistics, put(optimizer.init(params)))
+    update = train_step.Update(
         dataclasses.replace(case.settings, optimizer=optimizer.settings), optimizer, mesh
     )
     groups = [

@@ -17,6 +17,12 @@ from unit_jax.batch import Outputs, Targets
 from unit_jax.losses import boxes
 from unit_jax.settings import LossSettings
 
+UNUSABLE = -2  # in place of a query: the costs of this layer and image are NaN or infinite
+
+
+class BadCosts(ValueError):
+    """A matching cost of a real object is NaN or infinite."""
+
 
 def cost_matrix(
     outputs: Outputs, targets: Targets, settings: LossSettings
@@ -71,13 +77,13 @@ def match(
       objects than there are queries, for the objects that stay without one.
 
     Raises:
-      ValueError: a cost of a real object is NaN or infinite; names layer and image.
+      BadCosts: a cost of a real object is NaN or infinite; names layer and image.
     """
     costs, object_mask = np.asarray(costs), np.asarray(object_mask)
     usable = np.isfinite(costs) | ~object_mask[None, :, None, :]
     if not usable.all():
         layer, image = np.argwhere(~usable.all(axis=(2, 3)))[0]
-        raise ValueError(
+        raise BadCosts(
             f"matching costs of decoder layer {layer}, image {image} of the batch are NaN or "
             "infinite: the predicted logits or boxes (or the target boxes) are; lower the "
             "learning rate or look for a broken example"
@@ -98,7 +104,7 @@ def match_on_device(
     """The same matching as `match`, as a JAX program that can be jitted.
 
     Where several matchings cost the same, it may choose another one than scipy. It cannot raise:
-    costs that are not finite count as dear ones, and the NaN shows in the loss. Images are
+    where a cost of a real object is NaN or infinite, all real objects get UNUSABLE. Images are
     independent, so with a batch that is split over devices call it under `jax.shard_map`: else
     the solver's loops end together on all devices, which costs a round of communication a turn.
     """
@@ -108,11 +114,12 @@ def match_on_device(
 def _match_one(
     costs: Float[Array, "queries objects"], object_mask: Bool[Array, "objects"]
 ) -> Int[Array, "objects"]:
-    costs = jnp.nan_to_num(costs, nan=1e6, posinf=1e6, neginf=1e6)
+    usable = (jnp.isfinite(costs) | ~object_mask[None, :]).all()
+    costs = jnp.where(usable, costs, 0)  # the solver would not end
     # Real objects below zero, padding at zero: a query that could take a real object never gains
     # by taking padding, and padding takes whatever is left without changing the rest.
     highest = jnp.max(costs, initial=-1e6, where=object_mask[None, :])
     shifted = jnp.where(object_mask[None, :], costs - highest - 1, 0)
     queries, objects = optax.assignment.hungarian_algorithm(shifted)
     matches = jnp.full(object_mask.shape, -1, jnp.int32).at[objects].set(queries.astype(jnp.int32))
-    return jnp.where(object_mask, matches, -1)
+    return jnp.where(object_mask, jnp.where(usable, matches, UNUSABLE), -1)

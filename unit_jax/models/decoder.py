@@ -9,6 +9,7 @@ from unit_jax.models.transformer import (
     Keys,
     LayerNorm,
     Memory,
+    recomputed,
     torch_default,
     xavier,
 )
@@ -34,6 +35,7 @@ class Decoder(nnx.Module):
                 settings.attention_dropout,
                 rngs=rngs,
                 pre_norm=settings.pre_norm,
+                fused=settings.attention == "fused",
                 matrix_init=xavier if shared else torch_default,
             )
 
@@ -48,6 +50,7 @@ class Decoder(nnx.Module):
             ]
         )
         self.norm = LayerNorm(settings.decoder.width)
+        self.recompute_layers = settings.rematerialise != "nothing"
 
     def __call__(
         self, queries: Float[Array, "queries width"], memory: Memory, keys: Keys
@@ -58,6 +61,7 @@ class Decoder(nnx.Module):
         x = jnp.zeros_like(queries)
         outputs = []
         for layer in self.layers:
-            x = layer(x, queries, memory, keys)
+            call = lambda x, layer=layer: layer(x, queries, memory, keys)  # noqa: E731
+            x = recomputed(call, self.recompute_layers)(x)
             outputs.append(self.norm(x))
         return jnp.stack(outputs)

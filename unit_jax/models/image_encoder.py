@@ -14,6 +14,7 @@ from unit_jax.models.transformer import (
     Memory,
     normal,
     prepend,
+    recomputed,
     xavier,
 )
 from unit_jax.settings import ModelSettings
@@ -40,6 +41,7 @@ class ImageEncoder(nnx.Module):
                 settings.attention_dropout,
                 rngs=rngs,
                 pre_norm=settings.pre_norm,
+                fused=settings.attention == "fused",
             )
             for _ in range(own.layers)
         )
@@ -51,6 +53,7 @@ class ImageEncoder(nnx.Module):
         self.position_projection = Linear(**into, rngs=rngs) if projects else None
         self.width = own.width
         self.residual = own.residual
+        self.recompute_layers = settings.rematerialise != "nothing"
 
     def __call__(
         self,
@@ -85,7 +88,8 @@ class ImageEncoder(nnx.Module):
             positions = jnp.pad(positions, ((0, 0), (1, 0), (0, 0)))
             mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
         for layer in self.layers:
-            x = layer(x, positions, mask, keys)
+            call = lambda x, layer=layer: layer(x, positions, mask, keys)  # noqa: E731
+            x = recomputed(call, self.recompute_layers)(x)
         return x if self.norm is None else self.norm(x)
 
 

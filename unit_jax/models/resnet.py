@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from unit_jax.models.transformer import recomputed
 from unit_jax.settings import BackboneSettings
 
 EXPANSION = 4  # a block's output is this many times wider than its 3x3 convolution
@@ -130,7 +131,10 @@ class Bottleneck(nnx.Module):
 class ResNet(nnx.Module):
     """The backbone: images to features at stride 16 (dilated) or 32."""
 
-    def __init__(self, settings: BackboneSettings, *, rngs: nnx.Rngs):
+    def __init__(
+        self, settings: BackboneSettings, *, rngs: nnx.Rngs, recompute_blocks: bool = False
+    ):
+        self.recompute_blocks = recompute_blocks
         self.conv1 = Conv(3, settings.width, 7, rngs=rngs, stride=2)
         self.bn1 = FrozenBatchNorm(settings.width, settings.bn_eps)
         self.strides = (1, 2, 2, 1 if settings.dilation else 2)
@@ -180,7 +184,10 @@ class ResNet(nnx.Module):
         sizes = halve(sizes)
         for stage, stride in enumerate(self.strides):
             for block, bottleneck in enumerate(getattr(self, f"layer{stage + 1}")):
-                x = bottleneck(x, sizes)
+                call = lambda x, sizes, block=bottleneck: block(x, sizes)  # noqa: E731
+                # Calibration changes the blocks, which code that is traced apart may not do.
+                recompute = self.recompute_blocks and not self.bn1.calibrating
+                x = recomputed(call, recompute)(x, sizes)
                 if block == 0 and stride == 2:
                     sizes = halve(sizes)
         return x, sizes

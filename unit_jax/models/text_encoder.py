@@ -15,6 +15,7 @@ from unit_jax.models.transformer import (
     dropout,
     normal,
     prepend,
+    recomputed,
 )
 from unit_jax.settings import ModelSettings
 
@@ -52,6 +53,7 @@ class TextEncoder(nnx.Module):
                 settings.attention_dropout,
                 rngs=rngs,
                 text=True,
+                fused=settings.attention == "fused",
             )
             for _ in range(own.layers)
         )
@@ -60,6 +62,7 @@ class TextEncoder(nnx.Module):
         self.memory_projection = Linear(own.width, settings.decoder.width, rngs=rngs)
         self.position_projection = Linear(own.width, settings.decoder.width, rngs=rngs)
         self.dropout = settings.dropout
+        self.recompute_layers = settings.rematerialise != "nothing"
         self.dtype = jnp.dtype(settings.dtype)
 
     def __call__(
@@ -114,5 +117,6 @@ class TextEncoder(nnx.Module):
             x = prepend(self.task_embedding[task_index], x)
             mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
         for layer in self.layers:
-            x = layer(x, None, mask, keys)
+            call = lambda x, layer=layer: layer(x, None, mask, keys)  # noqa: E731
+            x = recomputed(call, self.recompute_layers)(x)
         return x

@@ -1,6 +1,7 @@
 """Attention and transformer layers, shared by image encoder, text encoder and decoder."""
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -78,6 +79,11 @@ def prepend(
     return jnp.concatenate([token, x], axis=1)
 
 
+def recomputed(function: Callable, wanted: bool) -> Callable:
+    """The same function; if `wanted`, a backward pass computes its insides again."""
+    return jax.checkpoint(function) if wanted else function
+
+
 class Linear(nnx.Module):
     """x W + b, computed in the dtype of x."""
 
@@ -134,6 +140,7 @@ class Attention(nnx.Module):
         rngs: nnx.Rngs,
         in_init: Init = fused_xavier,
         out_init: Init = torch_default,
+        fused: bool = False,
     ):
         if width % heads:
             raise ValueError(f"width {width} cannot be split into {heads} attention heads")
@@ -144,6 +151,7 @@ class Attention(nnx.Module):
         self.out = Linear(width, width, kernel_init=out_init, **projection)
         self.heads = heads
         self.dropout_rate = dropout_rate
+        self.fused = fused
 
     def __call__(
         self,
@@ -158,6 +166,10 @@ class Attention(nnx.Module):
             projected.reshape(*projected.shape[:2], self.heads, -1)
             for projected in (self.query(query), self.key(key), self.value(value))
         )
+        dropout_key = keys()
+        if self.fused and (dropout_key is None or self.dropout_rate == 0):
+            mask = None if mask is None else mask[:, None, None, :]
+            return self.out(jax.nn.dot_product_attention(q, k, v, mask=mask).reshape(query.shape))
         at_least_float32 = jnp.promote_types(q.dtype, jnp.float32)
         logits = jnp.einsum(
             "bqhd,bkhd->bhqk",
@@ -167,7 +179,7 @@ class Attention(nnx.Module):
         )
         if mask is not None:
             logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(at_least_float32).min)
-        weights = dropout(jax.nn.softmax(logits), self.dropout_rate, keys()).astype(v.dtype)
+        weights = dropout(jax.nn.softmax(logits), self.dropout_rate, dropout_key).astype(v.dtype)
         return self.out(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(query.shape))
 
 
@@ -218,6 +230,7 @@ class EncoderLayer(nnx.Module):
         rngs: nnx.Rngs,
         text: bool = False,
         pre_norm: bool = False,
+        fused: bool = False,
     ):
         matrix = nnx.initializers.normal(bert_std(width)) if text else xavier
         self.attention = Attention(
@@ -227,6 +240,7 @@ class EncoderLayer(nnx.Module):
             rngs=rngs,
             in_init=matrix if text else fused_xavier,
             out_init=matrix,
+            fused=fused,
         )
         self.feed_forward = FeedForward(
             width,
@@ -278,8 +292,9 @@ class DecoderLayer(nnx.Module):
         rngs: nnx.Rngs,
         pre_norm: bool = False,
         matrix_init: Init = torch_default,
+        fused: bool = False,
     ):
-        attention = dict(rngs=rngs, out_init=matrix_init)
+        attention = dict(rngs=rngs, out_init=matrix_init, fused=fused)
         self.self_attention = Attention(width, heads, attention_dropout_rate, **attention)
         self.cross_attention = Attention(width, heads, attention_dropout_rate, **attention)
         self.feed_forward = FeedForward(

@@ -1,6 +1,6 @@
 """UniT: images and text of any task through two encoders and one decoder (Hu & Singh 2021)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,7 @@ from unit_jax.models.decoder import Decoder
 from unit_jax.models.heads import ClassificationHead, DetectionHead
 from unit_jax.models.image_encoder import ImageEncoder
 from unit_jax.models.text_encoder import TextEncoder
-from unit_jax.models.transformer import Keys, Memory, normal
+from unit_jax.models.transformer import Keys, Memory, normal, recomputed
 from unit_jax.partitioning import split_examples
 from unit_jax.settings import ModelSettings
 from unit_jax.tasks import TaskSpec
@@ -28,7 +28,10 @@ class Unit(nnx.Module):
 
     def __init__(self, settings: ModelSettings, tasks: Mapping[str, TaskSpec], *, rngs: nnx.Rngs):
         width = settings.decoder.width
-        self.backbone = resnet.ResNet(settings.backbone, rngs=rngs)
+        recompute_blocks = settings.rematerialise != "nothing"
+        self.backbone = resnet.ResNet(
+            settings.backbone, rngs=rngs, recompute_blocks=recompute_blocks
+        )
         self.image_encoder = ImageEncoder(settings, self.backbone.channels, rngs=rngs)
         self.text_encoder = TextEncoder(settings, rngs=rngs)
         if settings.decoder.shared:
@@ -63,7 +66,16 @@ class Unit(nnx.Module):
         task = self._task(batch.task)
         keys = Keys(key)
         decoder = self.decoder if self.settings.decoder.shared else self.decoders[task.name]
-        hidden_states = decoder(self.queries[task.name][...], self.memory(batch, keys), keys)
+        queries, memory = self.queries[task.name][...], self.memory(batch, keys)
+        count = len(queries)
+        if memory.mask.shape[1] == 1 and (key is None or not self._drops()):
+            # All queries read the one token with weight 1 and start from the same zeros, so their
+            # states are the same: one is enough.
+            queries = queries[:1]
+        hidden_states = self._part(lambda q, m: decoder(q, m, keys))(queries, memory)
+        hidden_states = jnp.broadcast_to(
+            hidden_states, (*hidden_states.shape[:2], count, hidden_states.shape[3])
+        )
         head = self.heads[task.name]
         if task.kind == "detection":
             return Outputs(hidden_states, *head(hidden_states))
@@ -75,20 +87,13 @@ class Unit(nnx.Module):
         task = self._task(batch.task)
         parts = []
         if task.has_image:
-            features, mask = self.features(batch.images, batch.image_sizes)
+            features, mask = self._part(self.features)(batch.images, batch.image_sizes)
             features = split_examples(features)
-            parts.append(self.image_encoder(features, mask, task.index, keys))
+            encode = lambda x, mask: self.image_encoder(x, mask, task.index, keys)  # noqa: E731
+            parts.append(self._part(encode)(features, mask))
         if task.has_text:
-            parts.append(
-                self.text_encoder(
-                    batch.input_ids,
-                    batch.token_mask,
-                    batch.segment_ids,
-                    task.index,
-                    task.cls_only,
-                    keys,
-                )
-            )
+            encode = lambda *text: self.text_encoder(*text, task.index, task.cls_only, keys)  # noqa: E731
+            parts.append(self._part(encode)(batch.input_ids, batch.token_mask, batch.segment_ids))
         return Memory(*(jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True)))
 
     def features(
@@ -126,6 +131,13 @@ class Unit(nnx.Module):
         height, width = np.asarray(image_sizes).min(0)
         pixels = normalise(jnp.asarray(images)[:, :height, :width])
         resnet.calibrate(self.backbone, pixels.astype(self.settings.dtype))
+
+    def _part(self, function: Callable) -> Callable:
+        """A large part of the model, computed again in the backward pass if that is wanted."""
+        return recomputed(function, self.settings.rematerialise == "everything")
+
+    def _drops(self) -> bool:
+        return self.settings.dropout > 0 or self.settings.attention_dropout > 0
 
     def _task(self, name: str) -> TaskSpec:
         try:
