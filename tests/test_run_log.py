@@ -31,3 +31,17 @@ def test_programs_compiled_after_warm_up_are_counted(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / run_log.FILE).read_text().splitlines()]
     assert [line["train/recompilations"] for line in lines] == [0, 0, 0, 0, 1]
     assert lines[-1]["train/compilations"] >= 4
+
+
+def test_logs_of_a_remote_folder_are_copied_there_and_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_log, "_is_remote", lambda path: True)
+    remote = epath.Path(tmp_path / "bucket")
+    for start, end in ((0, 2), (1, 3)):  # the second session goes on from step 1
+        log = run_log.RunLog(remote, start=start, steps=3, every=1)
+        for step in range(start + 1, end + 1):
+            log.step(step, "coco", {"loss": jnp.full((), step)}, 1)
+            assert not start or len((remote / run_log.FILE).read_text().splitlines()) == 2
+        log.close()
+    lines = [json.loads(line) for line in (remote / run_log.FILE).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert len(list((remote / "tensorboard").iterdir())) == 2

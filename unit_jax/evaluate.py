@@ -8,7 +8,7 @@ from etils import epath
 from jaxtyping import Int
 from tqdm import tqdm
 
-from unit_jax import partitioning, pictures, setup
+from unit_jax import distributed, partitioning, pictures, setup
 from unit_jax.batch import Batch
 from unit_jax.data import loader
 from unit_jax.data.text import Tokenizer, answer_scores, normalise_answer
@@ -24,7 +24,8 @@ Predictions = dict[str, np.ndarray]  # rows in the order of the split
 def make_predict(run: setup.Run) -> Predict:
     """Returns predict(params, statistics, batch) -> what metrics need of the last layer.
 
-    logits [batch, labels]; for detection logits [batch, queries, classes], boxes_cxcywh
+    All of it is whole on every device, so that every process sees every example: `index` of the
+    batch, logits [batch, labels]; for detection logits [batch, queries, classes], boxes_cxcywh
     [batch, queries, 4] and, with attributes, attribute_logits of each query's best class.
     """
 
@@ -41,7 +42,9 @@ def make_predict(run: setup.Run) -> Predict:
                 answer["attribute_logits"] = model.attribute_logits(
                     batch.task, outputs.hidden_states[-1], classes
                 )
-        return answer
+        return jax.lax.with_sharding_constraint(
+            {"index": batch.index, **answer}, partitioning.replicated(run.mesh)
+        )
 
     return predict
 
@@ -65,17 +68,21 @@ def predict_split(
     examples = run.data.split(task, split)
     count = len(examples)
     random = np.random.default_rng(0)
-    with loader.eval_batches(run.settings, run.data, task, split) as batches:
+    own = partitioning.rows_of_process(run.mesh, run.settings.train.eval_batch_size)
+    places = None if exchange_images else own  # images are exchanged within the global batch
+    with loader.eval_batches(run.settings, run.data, task, split, places) as batches:
         for batch in batches:
-            index = np.asarray(batch.index)
+            batch = batch.replace(targets=None)
             if exchange_images:
-                others = _other_images(examples.image_row[index], random)
+                others = _other_images(examples.image_row[np.asarray(batch.index)], random)
                 batch = batch.replace(
                     images=batch.images[others], image_sizes=batch.image_sizes[others]
                 )
-            on_device = partitioning.to_devices(batch.replace(targets=None), run.mesh)
-            for name, values in predict(params, statistics, on_device).items():
-                values = partitioning.to_host(values)
+                batch = jax.tree.map(lambda x: x[own], batch)
+            on_device = partitioning.to_devices(batch, run.mesh)
+            found = jax.device_get(predict(params, statistics, on_device))
+            index = found.pop("index")
+            for name, values in found.items():
                 rows = gathered.setdefault(name, np.zeros((count, *values.shape[1:]), values.dtype))
                 rows[index[index >= 0]] = values[index >= 0]
     return gathered
@@ -191,9 +198,10 @@ def write_report(
     """Writes report.md, report.json and predictions.png to `workdir` and prints the table."""
     rows = report_rows(run, predict, params, statistics, split)
     panels = [_panel(run, predict, params, statistics, task, split) for task in run.settings.tasks]
-    pictures.draw(panels, workdir / "predictions.png")
-    report.write(rows, workdir)
-    report.show(workdir)
+    if distributed.is_first():
+        pictures.draw(panels, workdir / "predictions.png")
+        report.write(rows, workdir)
+        report.show(workdir)
 
 
 def evaluate_checkpoint(
@@ -299,4 +307,5 @@ def _panel(
 
 def _progress(items: Iterable[str], what: str) -> Iterator[str]:
     """The items, with a progress bar that leaves nothing behind."""
-    yield from tqdm(list(items), desc=what, unit="task", leave=False, dynamic_ncols=True)
+    shown = dict(leave=False, dynamic_ncols=True, disable=not distributed.is_first())
+    yield from tqdm(list(items), desc=what, unit="task", **shown)

@@ -174,6 +174,13 @@ def check_batch_size(name: str, size: int, mesh: Mesh) -> None:
         )
 
 
+def rows_of_process(mesh: Mesh, size: int) -> np.ndarray:
+    """Which rows of a global batch of `size` lie on this process's devices, in order."""
+    indices = split_over_batch(mesh).addressable_devices_indices_map((size,)).values()
+    parts = sorted({index[0].indices(size) for index in indices})
+    return np.concatenate([np.arange(*part) for part in parts])
+
+
 def to_devices(tree, mesh: Mesh, axis: int = 0):
     """Puts global arrays, given as this process's rows of dimension `axis`, on the mesh."""
     sharding = split_over_batch(mesh, axis)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from unit_jax import evaluate, setup
+from unit_jax import distributed, evaluate, setup
 from unit_jax.metrics import classification, detection
 
 
@@ -25,11 +25,13 @@ def predict_checkpoint(
     model = run.restored_model(checkpoint)
     predict = evaluate.make_predict(run)
     folder = workdir / "predictions"
-    folder.mkdir(parents=True, exist_ok=True)
     for task in tasks:
         found = evaluate.predict_split(
             run, predict, model["params"], model["statistics"], task, split
         )
+        if not distributed.is_first():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
         entries = to_entries(run, task, split, found)
         path = folder / f"{task}-{split}.{'tsv' if 'index' in entries[0] else 'json'}"
         if path.suffix == ".tsv":
