@@ -28,15 +28,15 @@ def test_a_batch_that_the_devices_do_not_divide():
         partitioning.check_batch_size("train.batch_size", 16, mesh)
 
 
-def test_rows_of_a_process_follow_its_devices(monkeypatch):
+def test_rows_of_a_process_follow_its_devices():
     """A process reads what its devices hold, whatever their order in the mesh."""
     devices = jax.devices()
-    cases = (
-        ((4, 1, 1), devices[:4], [0, 1, 4, 5]),
-        ((2, 2, 1), [devices[i] for i in (3, 0, 2, 1)], [0, 1, 2, 3]),
-        ((1, 2, 2), devices[:4], [0, 1, 2, 3, 4, 5, 6, 7]),  # tensor: two devices share rows
-    )
-    monkeypatch.setattr(type(devices[0]), "process_index", property(lambda d: d.id % 2))
-    for sizes, chosen, rows in cases:
-        mesh = jax.sharding.Mesh(np.asarray(chosen).reshape(sizes), partitioning.AXES)
-        assert partitioning.rows_of_process(mesh, 8).tolist() == rows
+    for sizes, order, own, rows in (
+        ((4, 1, 1), (0, 1, 2, 3), (2, 3), [4, 5, 6, 7]),
+        ((2, 2, 1), (0, 2, 1, 3), (0, 1), [0, 1, 4, 5]),
+        ((2, 1, 2), (0, 1, 2, 3), (2, 3), [4, 5, 6, 7]),
+        ((1, 2, 2), (0, 1, 2, 3), (0, 2), [0, 1, 2, 3, 4, 5, 6, 7]),  # `tensor` shares rows
+    ):
+        mesh = jax.sharding.Mesh(np.asarray(devices)[list(order)].reshape(sizes), partitioning.AXES)
+        found = partitioning.rows_of_process(mesh, 8, [devices[i] for i in own])
+        assert found.tolist() == rows

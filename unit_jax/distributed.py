@@ -153,7 +153,7 @@ class LastWords:
     A process that has lost another one may be ended from within native code, where Python has no
     say any more; so a helper process holds the line ready (see `last_words.py`). An exception
     inside this context ends the process at once: the usual end of a JAX process waits for all
-    others, and they wait for this one.
+    others, and they wait for this one. Alone, a process ends as ever.
     """
 
     def __init__(self, checkpoints: epath.Path):
@@ -165,30 +165,42 @@ class LastWords:
             cause=f"it was killed, or {self._others} was lost",
             checkpoints=str(checkpoints),
         )
-        self._helper = None
-        if count > 1:
+        self._helper: subprocess.Popen | None = None
+
+    def __enter__(self) -> "LastWords":
+        if jax.process_count() > 1:
             self._helper = subprocess.Popen(
                 [sys.executable, "-S", last_words.__file__],
                 stdin=subprocess.PIPE,
                 text=True,
                 start_new_session=True,  # what ends this process must not end it
             )
+            self._say()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if error is not None:
+            self._end(error)
+        elif self._helper is not None:
+            self._helper.communicate("null\n")
 
     def step(self, step: int) -> None:
         """The last step that was done."""
         self._say(step=step)
 
-    def __enter__(self) -> "LastWords":
-        self._say()
-        return self
+    @contextlib.contextmanager
+    def instead_of_waiting(self) -> Iterator[None]:
+        """For the innermost of several contexts: what is in others may wait for lost processes."""
+        try:
+            yield
+        except BaseException as error:
+            self._end(error)
+            raise
 
-    def __exit__(self, kind, error, trace) -> None:
+    def _end(self, error: BaseException) -> None:
         if self._helper is None:
             return
-        if error is None:
-            self._helper.communicate("null\n")
-            return
-        told = str(error).strip().partition("\n")[0] or kind.__name__
+        told = str(error).strip().partition("\n")[0] or type(error).__name__
         if _STATUS.match(told):  # of the runtime: an exchange between processes has failed
             told = f"{self._others} was lost ({told})"
         elif isinstance(error, ValueError | FloatingPointError):
@@ -198,6 +210,7 @@ class LastWords:
         self._say(cause=told)
         self._helper.communicate()
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(1)
 
     def _say(self, **changes: Any) -> None:

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
         distributed.check_agreement(run.facts())
         with distributed.LastWords(workdir / checkpoints.FOLDER) as last_words:
             if MODE.value == "train":
-                return train.train(run, workdir, last_words.step)
+                return train.train(run, workdir, last_words)
             checkpoint = CHECKPOINT.value or workdir
             if MODE.value == "eval":
                 evaluate.evaluate_checkpoint(run, checkpoint, workdir, SPLIT.value)

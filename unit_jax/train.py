@@ -222,16 +222,16 @@ def _check(run: setup.Run, checkpoints: Checkpoints) -> None:
 
 
 def train(
-    run: setup.Run, workdir: epath.Path, on_step: Callable[[int], None] = lambda step: None
+    run: setup.Run, workdir: epath.Path, last_words: distributed.LastWords | None = None
 ) -> int:
     """Trains to `train.steps`, from the newest checkpoint of `workdir` if there is one.
 
     Evaluates and saves on their cadences and ends with the report. Ctrl-C or SIGTERM saves after
     the step at hand (of several processes: after the next one that is logged, as all must stop at
-    the same) and returns 130; a run that is finished prints its report again. `on_step` is told
-    every step that is done.
+    the same) and returns 130; a run that is finished prints its report again.
     """
     settings = run.settings.train
+    last_words = last_words or distributed.LastWords(workdir / FOLDER)
     optimizer = optim.Optimizer(run.settings.optimizer, settings.steps)
     checkpoints = Checkpoints(
         workdir / FOLDER, settings.max_to_keep, setup.best_metric(run.settings)
@@ -252,6 +252,7 @@ def train(
             contextlib.closing(RunLog(workdir, step, settings.steps, settings.log_every)) as log,
             loader.train_batches(run.settings, run.data, step, places) as batches,
             stop_request() as asked,
+            last_words.instead_of_waiting(),
         ):
             stop = False
             while step < settings.steps and not stop:
@@ -260,7 +261,7 @@ def train(
                     state, logs = train_step(state, batch)
                 step += 1
                 log.step(step, batch.task, logs, settings.batch_size)
-                on_step(step)
+                last_words.step(step)
                 last = step == settings.steps
                 if jax.process_count() == 1 or step % settings.log_every == 0:
                     stop = distributed.any_process(asked.is_set())
