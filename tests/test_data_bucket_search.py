@@ -78,6 +78,14 @@ def test_the_papers_shapes_are_what_the_tool_finds(capsys):
     assert float(row[4].rstrip("%")) <= 12
 
 
+@pytest.mark.parametrize(("aim", "column", "share"), [("coco", 1, 21), ("evaluation", 5, 3)])
+def test_shapes_for_one_aim(aim, column, share, capsys):
+    assert choose_buckets.main([f"--aim={aim}", "--counts=8", "--text_counts=2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    row = next(line for line in lines if line.startswith("8 shapes, searched")).split()
+    assert float(row[3 + column].rstrip("%")) <= share
+
+
 def test_sizes_of_ones_own(tmp_path, capsys):
     path = tmp_path / "sizes.txt"
     path.write_text("# width height\n80 60 3\n60 80  # portrait\n\n64 64 2\n")
@@ -104,4 +112,6 @@ def test_files_without_sizes_are_errors(tmp_path, capsys, content, message):
     assert choose_buckets.main([f"--sizes={tmp_path / 'none'}"]) == 1
     assert "no such file" in capsys.readouterr().err
     assert choose_buckets.main(["--config=configs/none.py"]) == 1
-    assert "no such config file" in capsys.readouterr().err
+    assert "no such file" in capsys.readouterr().err
+    assert choose_buckets.main(["--aim=night"]) == 1
+    assert "--aim: night is none of mixture, coco" in capsys.readouterr().err

@@ -78,6 +78,12 @@ def test_the_solver_on_the_device_gives_the_same_losses(steps):
         np.testing.assert_allclose(on_device["visual_genome"][name], value, rtol=1e-5)
 
 
+def test_tasks_without_images_need_none_to_start(data_dir):
+    config = tiny.values(data_dir, ("qqp",))
+    assert config["model"]["backbone"]["calibrate"] > 0
+    assert setup.open_run(config).fresh_model()["statistics"]
+
+
 def test_nothing_is_compiled_after_warm_up(data_dir, tmp_path):
     """Several image shapes, text lengths and evaluations: each program is compiled once."""
     config = tiny.values(data_dir, ("snli_ve", "qqp"), steps=24)

@@ -5,8 +5,9 @@ python tools/choose_buckets.py [--config configs/unit.py] [--sizes FILE | --data
 Sizes come from a file with a line "width height count" per image size (default: a sample of
 COCO's, tools/coco_sizes.txt, for every task), or from prepared data (of each task its own). They
 go through the config's resizing, with the training augmentation where the task has one. Shapes
-are searched for the mixture's training steps, by sampling ratio; the table shows the share of
-padded pixels there, on each task alone and in evaluation, and how many programs get compiled.
+are searched for the mixture's training steps, by sampling ratio, or for --aim. The table shows the
+share of padded pixels there, on each task alone and in evaluation, and how many programs get
+compiled.
 
 Text lengths come from prepared data, or from a rough likeness of GLUE's. Three ways to pad are
 compared: all to the task's maximum, each batch to the bucket of its longest, and batches of one
@@ -16,7 +17,6 @@ bucket (what training does).
 import argparse
 import dataclasses
 import pathlib
-import runpy
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -50,12 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--config", default="configs/unit.py", help="config file, with :variants (%(default)s)")
     add("--sizes", type=pathlib.Path, default=SIZES, help="image sizes (%(default)s)")
     add("--data_dir", help="prepared data whose sizes and lengths to take instead")
+    add("--aim", default="mixture", help="search for these steps: mixture, a task or evaluation")
     add("--counts", default="8,12,16", help="numbers of image shapes to search for (%(default)s)")
     add("--text_counts", default="2,3,4", help="numbers of text lengths, likewise (%(default)s)")
     add("--seed", type=int, default=0, help="of the draws and the search (%(default)s)")
     options = parser.parse_args(arguments)
     try:
-        settings = read_config(options.config)
+        settings = settings_lib.read(options.config)
         if options.data_dir:
             train, val = prepared_examples(settings, options.data_dir)
         else:
@@ -65,25 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         if any(spec.has_image for spec in settings.tasks.values()):
             images = Images(settings, train, val, options.seed)
-            print_images(images, counts, options.seed)
+            print_images(images, options.aim, counts, options.seed)
         if any(not spec.has_image for spec in settings.tasks.values()):
             print_texts(settings, train, text_counts, options.seed)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def read_config(name: str) -> Settings:
-    """Settings of a config file, with its argument after a colon as in `--config`.
-
-    Raises:
-      ValueError: there is no such file, or it has problems.
-    """
-    path, _, argument = name.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"{path}: no such config file")
-    return settings_lib.from_config(runpy.run_path(path)["get_config"](argument or None))
 
 
 def read_sizes(path: pathlib.Path) -> np.ndarray:
@@ -162,9 +151,21 @@ class Images:
         self.mixture = np.concatenate(list(self.train.values())), np.concatenate(weights)
         self.possible = np.concatenate(possible)
 
-    def search(self, count: int, seed: int) -> tuple[Bucket, ...]:
-        """The shapes that pad the mixture least."""
-        sizes, weights = self.mixture
+    def aims(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Sizes and how often each occurs: in the mixture, in each task's training, evaluating."""
+        every = {**self.train, "evaluation": np.concatenate(list(self.val.values()))}
+        alone = {name: (sizes, np.ones(len(sizes))) for name, sizes in every.items()}
+        return {"mixture": self.mixture, **alone}
+
+    def search(self, aim: str, count: int, seed: int) -> tuple[Bucket, ...]:
+        """The shapes that pad least there; they hold everything else too.
+
+        Raises:
+          ValueError: there is no such aim.
+        """
+        if aim not in self.aims():
+            raise ValueError(f"--aim: {aim} is none of {', '.join(self.aims())}")
+        sizes, weights = self.aims()[aim]
         stride = 16 if self.settings.model.backbone.dilation else 32
         nothing = np.zeros(len(self.possible))
         return bucket_search.search(
@@ -176,13 +177,8 @@ class Images:
         )
 
     def shares(self, buckets: Sequence[Bucket]) -> list[float]:
-        """Padded share of the mixture, of each task's training, and of all evaluation."""
-        every = [self.mixture, *((sizes, None) for sizes in self.train.values())]
-        every.append((np.concatenate(list(self.val.values())), None))
-        return [
-            bucket_search.padded_share(sizes, np.ones(len(sizes)) if w is None else w, buckets)
-            for sizes, w in every
-        ]
+        """Padded share of every aim."""
+        return [bucket_search.padded_share(*aim, buckets) for aim in self.aims().values()]
 
     def programs(self, buckets: Sequence[Bucket]) -> int:
         """Programs that training compiles: two for each shape of a detection task, else one."""
@@ -200,12 +196,12 @@ def print_row(name: str, values: Sequence[str | float]) -> None:
     print(f"{name:<42}" + "".join(f"{cell:>14}" for cell in cells), flush=True)
 
 
-def print_images(images: Images, counts: Sequence[int], seed: int) -> None:
+def print_images(images: Images, aim: str, counts: Sequence[int], seed: int) -> None:
     """A row for the config's shapes and one for each count asked for."""
     print("Image shapes (height, width), and the share of padded pixels")
-    print_row("", ["mixture", *images.train, "evaluation", "programs"])
+    print_row("", [*images.aims(), "programs"])
     for count in (None, *counts):
-        buckets = images.search(count, seed) if count else images.settings.data.buckets
+        buckets = images.search(aim, count, seed) if count else images.settings.data.buckets
         name = f"{len(buckets)} shapes, {'searched' if count else 'the config'}"
         print_row(name, [*images.shares(buckets), str(images.programs(buckets))])
         print(f"  buckets={batching.sort_buckets(buckets)}", flush=True)

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import runpy
 import shutil
 import sys
 import tempfile
@@ -168,12 +167,7 @@ def export_checkpoint(target: str, path: str, output: str) -> None:
 
 def load_settings(config: str, bn_eps: float | None, data_dir: str | None) -> Settings:
     """The settings of FILE.py[:variants], with the epsilon and the counts that were asked for."""
-    path, _, variants = config.partition(":")
-    if not Path(path).is_file():
-        raise ValueError(f"--config: {path}: no such file")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does: a config may import its neighbours
-    settings = settings_lib.from_config(runpy.run_path(path)["get_config"](variants or None))
+    settings = settings_lib.read(config)
     if data_dir:
         from unit_jax import setup  # brings all of the data code, which nothing else here needs
         from unit_jax.data.prepared import PreparedData

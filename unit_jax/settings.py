@@ -5,6 +5,10 @@ values, and other configs change some of them.
 """
 
 import dataclasses
+import os
+import pathlib
+import runpy
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -204,6 +208,20 @@ def from_config(config: Mapping) -> Settings:
     if problems:
         raise ValueError("the config has problems:\n  " + "\n  ".join(problems))
     return Settings(tasks=specs, ratios=ratios, **values)
+
+
+def read(name: str) -> Settings:
+    """The settings of a config file FILE.py[:ARGUMENT], named as on the command line.
+
+    Raises:
+      ValueError: there is no such file, or it has problems.
+    """
+    path, _, argument = name.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise ValueError(f"--config: {path}: no such file")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: a config may import its neighbours
+    return from_config(runpy.run_path(path)["get_config"](argument or None))
 
 
 def build(cls: type, values: Mapping, where: str = "config") -> Any:

@@ -58,7 +58,7 @@ class Run:
     def _fresh_model(self) -> dict[str, Flat]:
         model = _build(self.settings)
         count = self.settings.model.backbone.calibrate
-        if count:
+        if count and any(spec.has_image for spec in self.settings.tasks.values()):
             images, sizes = _training_images(self, count)
             model.calibrate(images, sizes)
         _, params, statistics = functional.split(model)
