@@ -117,6 +117,8 @@ def values(arg: str | None = None) -> dict:
         ),
         # -1 takes the devices that remain; `python tools/show_sharding.py` prints what lies where.
         mesh=dict(data=-1, fsdp=1, tensor=1),
+        # TPU pods and Slurm need no entry here.
+        distributed=dict(coordinator="", processes=0, process=-1),
         init_from=dict(
             model="",
             backbone="weights/detr-r50-dc5-f0fb7ef5.pth",

@@ -240,10 +240,10 @@ def test_large_data_sets_are_planned_quickly():
     assert time.process_time() - start < 20
 
 
-def test_slices_of_processes_are_the_global_batch():
+def test_parts_of_processes_are_the_global_batch():
     plan = Mixture(make_settings(), make_examples()).plan(0)
     for count in (1, 2, 4, 8):
-        parts = [plan.slice_of(i, count) for i in range(count)]
+        parts = [plan.part(places) for places in np.split(np.arange(BATCH), count)]
         assert np.concatenate([p.rows for p in parts]).tolist() == plan.rows.tolist()
         assert np.concatenate([p.seeds for p in parts]).tolist() == plan.seeds.tolist()
 

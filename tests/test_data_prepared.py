@@ -371,3 +371,8 @@ def test_the_command_prints_a_table(command, source, tmp_path, capsys, monkeypat
 def test_the_command_reports_an_error_in_a_sentence(command, tmp_path, capsys):
     assert command(["--source", str(tmp_path), "--data_dir", str(tmp_path / "data")]) == 1
     assert capsys.readouterr().err.startswith("error: files are missing; put them there")
+
+
+def test_data_in_a_bucket_must_be_mounted():
+    with pytest.raises(ValueError, match=r"gs://b/d: .*gcsfuse .*data_dir=/mnt/BUCKET/DATA"):
+        PreparedData("gs://b/d", ["coco"])

@@ -5,6 +5,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import scipy.sparse
 from etils import epath
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -52,7 +53,7 @@ def test_detections_become_what_pycocotools_reads():
         boxes[image] /= [width, height, width, height]
         logits[image, range(4), [1, 3, 4, 2]] = 9
     sizes = np.asarray([[r["height"], r["width"]] for r in records])
-    found = detection.post_process(logits, boxes, sizes)
+    found = detection.post_process(detection.best_of_queries(logits, boxes), sizes)
     np.testing.assert_array_equal(found[0]["labels"], [1, 3, 4, 2])
     np.testing.assert_allclose(found[0]["scores"], np.exp(9) / (np.exp(9) + 5))
     entries = [e for i, d in enumerate(found) for e in detection.to_coco(i, d)]
@@ -73,9 +74,8 @@ def test_detections_become_what_pycocotools_reads():
 def test_the_no_object_class_is_never_predicted_and_attributes_are_plain_maxima():
     logits = np.asarray([[[0.0, 1.0, 5.0]]])
     attributes = np.asarray([[[0.0, 2.5, 1.0]]])
-    (found,) = detection.post_process(
-        logits, np.asarray([[[0.5, 0.5, 1.0, 0.5]]]), np.asarray([[10, 20]]), attributes
-    )
+    best = detection.best_of_queries(logits, np.asarray([[[0.5, 0.5, 1.0, 0.5]]]), attributes)
+    (found,) = detection.post_process(best, np.asarray([[10, 20]]))
     assert found["labels"] == [1]
     np.testing.assert_allclose(found["scores"], np.exp(1) / (1 + np.exp(1) + np.exp(5)))
     np.testing.assert_allclose(found["boxes"], [[0, 2.5, 20, 7.5]])
@@ -84,19 +84,22 @@ def test_the_no_object_class_is_never_predicted_and_attributes_are_plain_maxima(
 
 def test_accuracy_f1_and_vqa_accuracy_by_hand():
     logits = np.asarray([[2.0, 1.0], [0.0, 1.0], [0.0, 3.0], [1.0, 0.0]])
-    labels = np.asarray([0, 1, 0, 1])
-    assert classification.accuracy(logits, labels) == 0.5
-    assert classification.f1(logits, labels) == pytest.approx(2 * 1 / (2 + 2))
-    assert classification.f1(np.asarray([[1.0, 0.0]]), np.asarray([0])) == 0
+    predicted, labels = classification.best_labels(logits), np.asarray([0, 1, 0, 1])
+    np.testing.assert_array_equal(predicted, [0, 1, 1, 0])
+    assert classification.accuracy(predicted, labels) == 0.5
+    assert classification.f1(predicted, labels) == pytest.approx(2 * 1 / (2 + 2))
+    assert classification.f1(np.asarray([0]), np.asarray([0])) == 0
     answers = np.asarray([[9.0, 1.0, 0.0], [0.0, 0.0, 1.0], [5.0, 0.0, 2.0]])
     scores = np.asarray([[0.0, 0.6, 1.0], [0.0, 1.0, 0.3], [0.0, 1.0, 0.0]])
-    np.testing.assert_array_equal(classification.best_answers(answers), [1, 2, 2])
-    assert classification.vqa_accuracy(answers, scores) == pytest.approx((0.6 + 0.3 + 0) / 3)
+    predicted = classification.best_answers(answers)
+    np.testing.assert_array_equal(predicted, [1, 2, 2])
+    for given in (scores, scipy.sparse.csr_matrix(scores)):
+        assert classification.vqa_accuracy(predicted, given) == pytest.approx((0.6 + 0.3 + 0) / 3)
 
 
 def test_majority_takes_the_best_constant_answer_of_the_training_set():
     train = np.asarray([[0, 1, 0], [0, 0.9, 0.3], [0, 0, 1.0], [0, 0, 0.3]])
-    np.testing.assert_array_equal(blind.majority(train, 2), [[0, 1, 0]] * 2)
+    np.testing.assert_array_equal(blind.majority(scipy.sparse.csr_matrix(train), 2), [1, 1])
 
 
 def test_bag_of_words_equals_scikit_learns_regression():
@@ -115,7 +118,7 @@ def test_bag_of_words_equals_scikit_learns_regression():
     by_sklearn.fit(features, labels)
     probabilities = np.exp(found) / np.exp(found).sum(1, keepdims=True)
     np.testing.assert_allclose(probabilities, by_sklearn.predict_proba(features[:50]), atol=2e-3)
-    assert classification.accuracy(found, labels[:50]) > 0.95
+    assert classification.accuracy(found.argmax(-1), labels[:50]) > 0.95
     # word order is all that tells these apart, so nothing is learned
     order = [[1, 2], [2, 1]] * 20
     blank = blind.bag_of_words(order, np.eye(2)[[0, 1] * 20], order, 3)

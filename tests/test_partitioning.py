@@ -26,3 +26,17 @@ def test_a_batch_that_the_devices_do_not_divide():
     partitioning.check_batch_size("train.batch_size", 9, mesh)
     with pytest.raises(ValueError, match="train.batch_size = 16 .* 3 devices; .* multiple of 3"):
         partitioning.check_batch_size("train.batch_size", 16, mesh)
+
+
+def test_rows_of_a_process_follow_its_devices():
+    """A process reads what its devices hold, whatever their order in the mesh."""
+    devices = jax.devices()
+    for sizes, order, own, rows in (
+        ((4, 1, 1), (0, 1, 2, 3), (2, 3), [4, 5, 6, 7]),
+        ((2, 2, 1), (0, 2, 1, 3), (0, 1), [0, 1, 4, 5]),
+        ((2, 1, 2), (0, 1, 2, 3), (2, 3), [4, 5, 6, 7]),
+        ((1, 2, 2), (0, 1, 2, 3), (0, 2), [0, 1, 2, 3, 4, 5, 6, 7]),  # `tensor` shares rows
+    ):
+        mesh = jax.sharding.Mesh(np.asarray(devices)[list(order)].reshape(sizes), partitioning.AXES)
+        found = partitioning.rows_of_process(mesh, 8, [devices[i] for i in own])
+        assert found.tolist() == rows

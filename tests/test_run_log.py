@@ -59,3 +59,17 @@ def test_bad_steps_are_counted_and_too_many_in_a_row_end_the_run(tmp_path, capsy
     told = capsys.readouterr()
     assert "step 2 of coco changed nothing: the matching costs" in told.out + told.err
     assert "step 3 of coco changed nothing: the gradient is not finite" in told.out + told.err
+
+
+def test_logs_of_a_remote_folder_are_copied_there_and_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_log, "_is_remote", lambda path: True)
+    remote = epath.Path(tmp_path / "bucket")
+    for start, end in ((0, 2), (1, 3)):  # the second session goes on from step 1
+        log = run_log.RunLog(remote, start, settings(steps=3))
+        for step in range(start + 1, end + 1):
+            log.step(step, "coco", {"loss": jnp.full((), step)}, 1)
+            assert not start or len((remote / run_log.FILE).read_text().splitlines()) == 2
+        log.close()
+    lines = [json.loads(line) for line in (remote / run_log.FILE).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert len(list((remote / "tensorboard").iterdir())) == 2

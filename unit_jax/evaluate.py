@@ -1,14 +1,15 @@
 """Predictions of a split, the metrics of all tasks, and the report at the end of a run."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import jax
 import numpy as np
+import scipy.sparse
 from etils import epath
 from jaxtyping import Int
 from tqdm import tqdm
 
-from unit_jax import partitioning, pictures, setup
+from unit_jax import distributed, partitioning, pictures, setup
 from unit_jax.batch import Batch
 from unit_jax.data import loader
 from unit_jax.data.text import Tokenizer, answer_scores, normalise_answer
@@ -24,8 +25,9 @@ Predictions = dict[str, np.ndarray]  # rows in the order of the split
 def make_predict(run: setup.Run) -> Predict:
     """Returns predict(params, statistics, batch) -> what metrics need of the last layer.
 
-    logits [batch, labels]; for detection logits [batch, queries, classes], boxes_cxcywh
-    [batch, queries, 4] and, with attributes, attribute_logits of each query's best class.
+    Labels [batch]; for detection what `metrics.detection.best_of_queries` gives; logits stay on
+    the device: those of a whole split would be gigabytes. Beside them the batch's `index`. All of
+    it is whole on every device, so that every process sees every example.
     """
 
     @jax.jit
@@ -33,17 +35,28 @@ def make_predict(run: setup.Run) -> Predict:
         model = functional.merge(run.graph, params, statistics)
         with partitioning.constrain_activations(run.mesh):
             outputs = model(batch)
-        answer = {"logits": outputs.logits[-1]}
-        if outputs.boxes_cxcywh is not None:
-            answer["boxes_cxcywh"] = outputs.boxes_cxcywh[-1]
-            if run.settings.tasks[batch.task].num_attributes:
-                classes = answer["logits"][..., :-1].argmax(-1)
-                answer["attribute_logits"] = model.attribute_logits(
+        spec, logits = run.settings.tasks[batch.task], outputs.logits[-1]
+        if spec.kind == "detection":
+            attribute_logits = None
+            if spec.num_attributes:
+                classes = logits[..., :-1].argmax(-1)
+                attribute_logits = model.attribute_logits(
                     batch.task, outputs.hidden_states[-1], classes
                 )
-        return answer
+            boxes_cxcywh = outputs.boxes_cxcywh[-1]
+            answer = detection.best_of_queries(logits, boxes_cxcywh, attribute_logits)
+        else:
+            answer = {"labels": best_labels(spec)(logits)}
+        return jax.lax.with_sharding_constraint(
+            {"index": batch.index, **answer}, partitioning.replicated(run.mesh)
+        )
 
     return predict
+
+
+def best_labels(spec: TaskSpec) -> Callable:
+    """What turns a task's logits into labels."""
+    return classification.best_answers if spec.soft_targets else classification.best_labels
 
 
 def predict_split(
@@ -65,17 +78,21 @@ def predict_split(
     examples = run.data.split(task, split)
     count = len(examples)
     random = np.random.default_rng(0)
-    with loader.eval_batches(run.settings, run.data, task, split) as batches:
+    own = partitioning.rows_of_process(run.mesh, run.settings.train.eval_batch_size)
+    places = None if exchange_images else own  # images are exchanged within the global batch
+    with loader.eval_batches(run.settings, run.data, task, split, places) as batches:
         for batch in batches:
-            index = np.asarray(batch.index)
+            batch = batch.replace(targets=None)
             if exchange_images:
-                others = _other_images(examples.image_row[index], random)
+                others = _other_images(examples.image_row[np.asarray(batch.index)], random)
                 batch = batch.replace(
                     images=batch.images[others], image_sizes=batch.image_sizes[others]
                 )
-            on_device = partitioning.to_devices(batch.replace(targets=None), run.mesh)
-            for name, values in predict(params, statistics, on_device).items():
-                values = partitioning.to_host(values)
+                batch = jax.tree.map(lambda x: x[own], batch)
+            on_device = partitioning.to_devices(batch, run.mesh)
+            found = jax.device_get(predict(params, statistics, on_device))
+            index = found.pop("index")
+            for name, values in found.items():
                 rows = gathered.setdefault(name, np.zeros((count, *values.shape[1:]), values.dtype))
                 rows[index[index >= 0]] = values[index >= 0]
     return gathered
@@ -93,20 +110,26 @@ def _other_images(
     return others
 
 
-def true_scores(run: setup.Run, task: str, split: str) -> np.ndarray:
+def true_scores(run: setup.Run, task: str, split: str) -> scipy.sparse.csr_matrix:
     """Score of each label on each example: one-hot, or VQA's soft scores; unknown rows are 0."""
     spec = run.settings.tasks[task]
     examples = run.data.split(task, split)
-    scores = np.zeros((len(examples), spec.num_labels), np.float32)
     numbers = {normalise_answer(a): i for i, a in enumerate(run.data.label_names(task))}
+    rows, labels, scores = [], [], []
     for row in range(len(examples)):
         record = examples[row]
-        if spec.soft_targets:
-            if record["answers"]:
-                scores[row] = answer_scores(record["answers"], numbers, spec.num_labels)
-        elif record["label"] >= 0:
-            scores[row, record["label"]] = 1
-    return scores
+        if not spec.soft_targets:
+            of_row = {record["label"]: 1.0} if record["label"] >= 0 else {}
+        elif record["answers"]:
+            soft = answer_scores(record["answers"], numbers, spec.num_labels)
+            of_row = {label: soft[label] for label in np.flatnonzero(soft)}
+        else:
+            of_row = {}
+        rows += [row] * len(of_row)
+        labels += of_row
+        scores += of_row.values()
+    shape = (len(examples), spec.num_labels)
+    return scipy.sparse.csr_matrix((np.asarray(scores, np.float32), (rows, labels)), shape)
 
 
 def score(run: setup.Run, task: str, split: str, predictions: Predictions) -> dict[str, float]:
@@ -116,20 +139,22 @@ def score(run: setup.Run, task: str, split: str, predictions: Predictions) -> di
     if spec.kind == "detection":
         records = [examples[row] for row in range(len(examples))]
         sizes = np.stack([examples.height, examples.width], -1)
-        found = detection.post_process(predictions["logits"], predictions["boxes_cxcywh"], sizes)
+        found = detection.post_process(predictions, sizes)
         entries = [e for i, d in enumerate(found) for e in detection.to_coco(i, d)]
         return detection.coco_ap(detection.ground_truth(records, range(spec.num_labels)), entries)
-    return label_metrics(spec, predictions["logits"], true_scores(run, task, split))
+    return label_metrics(spec, predictions["labels"], true_scores(run, task, split))
 
 
-def label_metrics(spec: TaskSpec, logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """accuracy (and f1) or vqa_accuracy from logits and `true_scores`."""
+def label_metrics(
+    spec: TaskSpec, predicted: Int[np.ndarray, "examples"], truth: scipy.sparse.csr_matrix
+) -> dict[str, float]:
+    """accuracy (and f1) or vqa_accuracy from labels and `true_scores`."""
     if spec.soft_targets:
-        return {"vqa_accuracy": classification.vqa_accuracy(logits, truth)}
-    labels = truth.argmax(-1)
-    metrics = {"accuracy": classification.accuracy(logits, labels)}
+        return {"vqa_accuracy": classification.vqa_accuracy(predicted, truth)}
+    labels = np.asarray(truth.argmax(1)).ravel()
+    metrics = {"accuracy": classification.accuracy(predicted, labels)}
     if spec.f1:
-        metrics["f1"] = classification.f1(logits, labels)
+        metrics["f1"] = classification.f1(predicted, labels)
     return metrics
 
 
@@ -142,16 +167,43 @@ def evaluate(
     tasks: tuple[str, ...] | None = None,
 ) -> dict[str, float]:
     """{"task/metric": value} of the tasks (default: all), in the table's order."""
-    metrics = {}
-    for task in _progress(run.settings.tasks if tasks is None else tasks, "evaluating"):
-        predictions = predict_split(run, predict, params, statistics, task, split)
-        for name, value in score(run, task, split, predictions).items():
-            metrics[f"{task}/{name}"] = value
-    return metrics
+    predictions = predict_tasks(run, predict, params, statistics, split, tasks)
+    return score_tasks(run, split, predictions)
+
+
+def predict_tasks(
+    run: setup.Run,
+    predict: Predict,
+    params: Flat,
+    statistics: Flat,
+    split: str = "val",
+    tasks: tuple[str, ...] | None = None,
+) -> dict[str, Predictions]:
+    """Predictions of the tasks (default: all)."""
+    return {
+        task: predict_split(run, predict, params, statistics, task, split)
+        for task in _progress(run.settings.tasks if tasks is None else tasks, "evaluating")
+    }
+
+
+def score_tasks(
+    run: setup.Run, split: str, predictions: Mapping[str, Predictions]
+) -> dict[str, float]:
+    """{"task/metric": value} of the predictions."""
+    return {
+        f"{task}/{name}": value
+        for task, found in predictions.items()
+        for name, value in score(run, task, split, found).items()
+    }
 
 
 def report_rows(
-    run: setup.Run, predict: Predict, params: Flat, statistics: Flat, split: str = "val"
+    run: setup.Run,
+    predict: Predict,
+    params: Flat,
+    statistics: Flat,
+    split: str,
+    metrics: Mapping[str, float],
 ) -> list[report.Row]:
     """All metrics beside their baselines and the paper's figures, and the blind checks.
 
@@ -159,7 +211,6 @@ def report_rows(
     (`report.blind_check`) is the headline metric of the same model with images exchanged between
     examples, and of a bag of words on the text alone (on the second text of pairs).
     """
-    metrics = evaluate(run, predict, params, statistics, split)
     baselines = _baselines(run, predict, split)
     paper = run.settings.report.get("paper", {})
     rows = []
@@ -189,11 +240,14 @@ def write_report(
     split: str = "val",
 ) -> None:
     """Writes report.md, report.json and predictions.png to `workdir` and prints the table."""
-    rows = report_rows(run, predict, params, statistics, split)
-    panels = [_panel(run, predict, params, statistics, task, split) for task in run.settings.tasks]
-    pictures.draw(panels, workdir / "predictions.png")
-    report.write(rows, workdir)
-    report.show(workdir)
+    predictions = predict_tasks(run, predict, params, statistics, split)
+    metrics = score_tasks(run, split, predictions)
+    rows = report_rows(run, predict, params, statistics, split, metrics)
+    if distributed.is_first():
+        panels = [_panel(run, task, split, found) for task, found in predictions.items()]
+        pictures.draw(panels, workdir / "predictions.png")
+        report.write(rows, workdir)
+        report.show(workdir)
 
 
 def evaluate_checkpoint(
@@ -226,7 +280,7 @@ def _baselines(run: setup.Run, predict: Predict, split: str) -> dict[str, float]
     for task, spec in run.settings.tasks.items():
         if spec.kind != "detection":
             truth = true_scores(run, task, split)
-            constant = blind.majority(true_scores(run, task, "train"), len(truth))
+            constant = blind.majority(true_scores(run, task, "train"), truth.shape[0])
             for name, value in label_metrics(spec, constant, truth).items():
                 baselines[f"{task}/{name}"] = value
     return baselines
@@ -244,16 +298,17 @@ def _blind_scores(
         swapped = predict_split(
             run, predict, params, statistics, spec.name, split, exchange_images=True
         )
-        found["images_exchanged"] = swapped["logits"]
+        found["images_exchanged"] = swapped["labels"]
     tokenizer = Tokenizer(run.data.vocabulary_path)
     words = [_words(run, tokenizer, spec, name) for name in ("train", split)]
     if all(len(text) for text in words[0]):  # one text only has no second
         name = "bag_of_words" if spec.has_image else "bag_of_words_second_text"
-        train = true_scores(run, spec.name, "train")
-        found[name] = blind.bag_of_words(words[0], train, words[1], tokenizer.size)
+        train = true_scores(run, spec.name, "train").toarray()
+        logits = blind.bag_of_words(words[0], train, words[1], tokenizer.size)
+        found[name] = best_labels(spec)(logits)
     return {
-        name: label_metrics(spec, logits, truth)[spec.headline_metric]
-        for name, logits in found.items()
+        name: label_metrics(spec, labels, truth)[spec.headline_metric]
+        for name, labels in found.items()
     }
 
 
@@ -267,26 +322,17 @@ def _words(run: setup.Run, tokenizer: Tokenizer, spec: TaskSpec, split: str) -> 
     return [ids.tolist() if text else [] for (ids, _), text in zip(encoded, texts, strict=True)]
 
 
-def _panel(
-    run: setup.Run, predict: Predict, params: Flat, statistics: Flat, task: str, split: str
-) -> pictures.Panel:
+def _panel(run: setup.Run, task: str, split: str, predictions: Predictions) -> pictures.Panel:
     """A few examples with what the model says of them."""
-    predictions = predict_split(run, predict, params, statistics, task, split)
     examples = run.data.split(task, split)
     spec = run.settings.tasks[task]
     shown = np.linspace(0, len(examples) - 1, pictures.EXAMPLES[spec.kind]).astype(int)
+    of_shown = {name: values[shown] for name, values in predictions.items()}
     if spec.kind == "detection":
-        found = detection.post_process(
-            predictions["logits"],
-            predictions["boxes_cxcywh"],
-            np.stack([examples.height, examples.width], -1),
-            predictions.get("attribute_logits"),
-        )
-        answers = [found[row] for row in shown]
+        sizes = np.stack([examples.height[shown], examples.width[shown]], -1)
+        answers = detection.post_process(of_shown, sizes)
     else:
-        logits = predictions["logits"]
-        best = classification.best_answers(logits) if spec.soft_targets else logits.argmax(-1)
-        answers = [int(best[row]) for row in shown]
+        answers = of_shown["labels"].tolist()
     return pictures.Panel(
         spec,
         [examples[int(row)] for row in shown],
@@ -299,4 +345,5 @@ def _panel(
 
 def _progress(items: Iterable[str], what: str) -> Iterator[str]:
     """The items, with a progress bar that leaves nothing behind."""
-    yield from tqdm(list(items), desc=what, unit="task", leave=False, dynamic_ncols=True)
+    shown = dict(leave=False, dynamic_ncols=True, disable=not distributed.is_first())
+    yield from tqdm(list(items), desc=what, unit="task", **shown)

@@ -30,20 +30,24 @@ def main(argv: list[str]) -> int:
     # Programs compiled once are read back by later runs in this folder.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{WORKDIR.value}/compilation_cache")
     # Imported late: JAX reads the variable above, and `--help` should not wait for its backend.
-    from unit_jax import checkpoints, evaluate, predict, setup, train
+    from unit_jax import checkpoints, distributed, evaluate, predict, settings, setup, train
 
     try:
+        distributed.initialize(settings.from_config(CONFIG.value).distributed)
         workdir = epath.Path(WORKDIR.value)
         fresh = MODE.value == "train" and not checkpoints.exist(workdir)
-        run = setup.open_run(CONFIG.value, needs_initial_weights=fresh)
-        workdir.mkdir(parents=True, exist_ok=True)
-        if MODE.value == "train":
-            return train.train(run, workdir)
-        checkpoint = CHECKPOINT.value or workdir
-        if MODE.value == "eval":
-            evaluate.evaluate_checkpoint(run, checkpoint, workdir, SPLIT.value)
-        else:
-            predict.predict_checkpoint(run, checkpoint, workdir, SPLIT.value)
+        with distributed.together():
+            run = setup.open_run(CONFIG.value, needs_initial_weights=fresh)
+        distributed.check_workdir(workdir)
+        distributed.check_agreement(run.facts())
+        with distributed.LastWords(workdir / checkpoints.FOLDER) as last_words:
+            if MODE.value == "train":
+                return train.train(run, workdir, last_words)
+            checkpoint = CHECKPOINT.value or workdir
+            if MODE.value == "eval":
+                evaluate.evaluate_checkpoint(run, checkpoint, workdir, SPLIT.value)
+            else:
+                predict.predict_checkpoint(run, checkpoint, workdir, SPLIT.value)
     except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

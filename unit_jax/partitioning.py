@@ -8,6 +8,7 @@ collectives: XLA's partitioner places them (axis type Auto).
 import contextlib
 import math
 import re
+from collections.abc import Collection
 
 import jax
 import numpy as np
@@ -73,7 +74,8 @@ def make_mesh(settings: MeshSettings, devices: list[jax.Device] | None = None) -
     """
     devices = jax.devices() if devices is None else devices
     types = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(mesh_shape(settings, len(devices)), AXES, types, devices=devices)
+    shape = mesh_shape(settings, len(devices))
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
 
 
 def abstract_mesh(settings: MeshSettings, devices: int) -> AbstractMesh:
@@ -108,6 +110,8 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
             if mesh.shape[axis] > 1 and shape[dimension] % pieces == 0:
                 parts[dimension] += (axis,)
                 break
+    while parts and not parts[-1]:
+        parts.pop()
     return PartitionSpec(*(part[0] if len(part) == 1 else part or None for part in parts))
 
 
@@ -172,6 +176,16 @@ def check_batch_size(name: str, size: int, mesh: Mesh) -> None:
             f"(mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}); "
             f"use a multiple of {parts}, such as {above}"
         )
+
+
+def rows_of_process(
+    mesh: Mesh, size: int, devices: Collection[jax.Device] | None = None
+) -> np.ndarray:
+    """Which rows of a global batch of `size` lie on this process's (or other) devices, in order."""
+    devices = jax.local_devices() if devices is None else devices
+    indices = split_over_batch(mesh).devices_indices_map((size,))
+    parts = {index[0].indices(size) for device, index in indices.items() if device in devices}
+    return np.concatenate([np.arange(*part) for part in sorted(parts)])
 
 
 def to_devices(tree, mesh: Mesh, axis: int = 0):

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from unit_jax import evaluate, setup
-from unit_jax.metrics import classification, detection
+from unit_jax import distributed, evaluate, setup
+from unit_jax.metrics import detection
 
 
 def predict_checkpoint(
@@ -25,11 +25,13 @@ def predict_checkpoint(
     model = run.restored_model(checkpoint)
     predict = evaluate.make_predict(run)
     folder = workdir / "predictions"
-    folder.mkdir(parents=True, exist_ok=True)
     for task in tasks:
         found = evaluate.predict_split(
             run, predict, model["params"], model["statistics"], task, split
         )
+        if not distributed.is_first():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
         entries = to_entries(run, task, split, found)
         path = folder / f"{task}-{split}.{'tsv' if 'index' in entries[0] else 'json'}"
         if path.suffix == ".tsv":
@@ -49,27 +51,25 @@ def to_entries(
     records = [examples[row] for row in range(len(examples))]
     if spec.kind == "detection":
         sizes = np.stack([examples.height, examples.width], -1)
-        detections = detection.post_process(found["logits"], found["boxes_cxcywh"], sizes)
+        detections = detection.post_process(found, sizes)
         return [
             entry
             for record, of_image in zip(records, detections, strict=True)
             for entry in detection.to_coco(int(record["image_id"]), of_image)
         ]
     names = run.data.label_names(task)
-    logits = found["logits"]
-    best = classification.best_answers(logits) if spec.soft_targets else logits.argmax(-1)
     if spec.soft_targets:
         return [
             dict(question_id=int(record["question_id"]), answer=names[label])
-            for record, label in zip(records, best, strict=True)
+            for record, label in zip(records, found["labels"], strict=True)
         ]
     if spec.has_image:
         return [
             dict(pairID=record["example_id"], label=names[label])
-            for record, label in zip(records, best, strict=True)
+            for record, label in zip(records, found["labels"], strict=True)
         ]
     names = run.data.submitted_labels(task)
     return [
         dict(index=record["example_id"], prediction=names[label])
-        for record, label in zip(records, best, strict=True)
+        for record, label in zip(records, found["labels"], strict=True)
     ]

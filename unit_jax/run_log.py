@@ -2,7 +2,10 @@
 
 import collections
 import contextlib
+import io
 import json
+import os
+import tempfile
 import time
 from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
@@ -13,6 +16,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from unit_jax import distributed
 from unit_jax.settings import TrainSettings
 
 FILE = "metrics.jsonl"
@@ -22,6 +26,9 @@ _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 class RunLog:
     """Collects the logs of steps and writes their means every `every` steps.
+
+    Of several processes only the first one writes and shows anything. Logs of a remote working
+    folder (gs://) are kept in a local one and copied there by `sync`.
 
     It counts the programs that get compiled. `program` tells which of them should not have been:
     those of work that was done before, on the same shapes.
@@ -35,14 +42,27 @@ class RunLog:
 
     def __init__(self, workdir: epath.Path, start: int, settings: TrainSettings):
         self._every, self._max_bad_steps = settings.log_every, settings.max_bad_steps
-        path = workdir / FILE
-        if path.exists():
+        first = distributed.is_first()
+        self._workdir = self._folder = workdir
+        if _is_remote(workdir):  # object stores append to no file
+            self._folder = epath.Path(tempfile.mkdtemp())
+            if first and (workdir / FILE).exists():
+                (workdir / FILE).copy(self._folder / FILE)
+        path = self._folder / FILE
+        if first and path.exists():
             lines = path.read_text().splitlines(keepends=True)
             path.write_text("".join(line for line in lines if _step_of(line) <= start))
-        self._file = path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
+        self._file = path.open("a") if first else io.StringIO()
+        self._board = SummaryWriter(
+            str(self._folder / "tensorboard"), purge_step=start, write_to_disk=first
+        )
         self._bar = tqdm(
-            total=settings.steps, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1
+            total=settings.steps,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.1,
+            disable=not first,
         )
         self._pending: list[tuple[int, str, Mapping[str, jax.Array | float]]] = []
         self._bad_steps = self._bad_in_a_row = 0
@@ -132,14 +152,29 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar."""
-        self._bar.write(text)
+        if distributed.is_first():
+            self._bar.write(text)
 
     def restart_clock(self) -> None:
         """What happened since the last flush (evaluation, saving) is no training time."""
         self._since = time.perf_counter()
 
+    def sync(self) -> None:
+        """Copies the logs to a remote working folder; a local one has them already."""
+        if self._folder == self._workdir or not distributed.is_first():
+            return
+        self._file.flush()
+        self._board.flush()
+        for folder in (self._folder, self._folder / "tensorboard"):
+            to = self._workdir / folder.relative_to(self._folder)
+            to.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():
+                if path.is_file():
+                    path.copy(to / path.name, overwrite=True)
+
     def close(self) -> None:
         self._bar.close()
+        self.sync()
         self._file.close()
         self._board.close()
         jax.monitoring.unregister_event_duration_listener(self._on_event)
@@ -157,6 +192,10 @@ def _cause(logs: Mapping[str, np.ndarray | float]) -> str:
     if logs.get("bad_costs", False):
         return "the matching costs (logits, boxes or target boxes) are"
     return "the gradient is" if np.isfinite(logs["loss"]) else "the loss is"
+
+
+def _is_remote(path: epath.Path) -> bool:
+    return "://" in os.fspath(path)
 
 
 def _step_of(line: str) -> int:

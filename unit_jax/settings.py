@@ -162,6 +162,15 @@ class MeshSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistributedSettings:
+    """Which processes make up a run, where no cluster tells; see docs/scaling.md."""
+
+    coordinator: str  # HOST:PORT of process 0; "" = the cluster tells, or there is one process
+    processes: int
+    process: int  # number of this one, from 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Settings:
     seed: int
     tasks: dict[str, tasks_lib.TaskSpec]
@@ -172,6 +181,7 @@ class Settings:
     data: DataSettings
     train: TrainSettings
     mesh: MeshSettings
+    distributed: DistributedSettings
     init_from: InitSettings
     report: dict[str, Any]  # figures shown beside the results
 

@@ -14,7 +14,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from unit_jax import checkpoints, partitioning, train_step
+from unit_jax import checkpoints, distributed, partitioning, train_step
 from unit_jax import settings as settings_lib
 from unit_jax.data import loader
 from unit_jax.data.prepared import PreparedData, read_lines
@@ -73,8 +73,8 @@ class Run:
         arrays, reports = init_from.start_from(
             {**model["params"], **model["statistics"]}, self.settings
         )
-        for report in reports:
-            print(report)
+        if distributed.is_first():
+            print(*reports, sep="\n")
         model = {group: {path: arrays[path] for path in leaves} for group, leaves in model.items()}
         return partitioning.place(model, self.mesh)
 
@@ -95,6 +95,17 @@ class Run:
         return checkpoints.jsonable(
             {"settings": dataclasses.asdict(self.settings), "data": fingerprints(self.data)}
         )
+
+    def facts(self) -> dict[str, Any]:
+        """What all processes of a run must have alike: settings, and the data's description."""
+        made = self.metadata()["settings"]
+        del made["distributed"]
+        for own in ("data_dir", "vocabulary", "num_workers", "num_threads", "prefetch"):
+            del made["data"][own]  # may differ from machine to machine
+        return {
+            **{f"config.{name}": value for name, value in made.items()},
+            "prepared data": self.data.manifest,
+        }
 
     def check_metadata(self, metadata: Mapping[str, Any], where: str) -> None:
         """Raises ValueError if a checkpoint was made by another model, or with another vocabulary

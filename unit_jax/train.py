@@ -10,7 +10,7 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from unit_jax import evaluate, optim, partitioning, setup
+from unit_jax import distributed, evaluate, optim, partitioning, setup
 from unit_jax.checkpoints import FOLDER, Checkpoints
 from unit_jax.data import loader, mixture
 from unit_jax.metrics import report
@@ -40,7 +40,8 @@ def start(run: setup.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints) 
     model = run.abstract_model()
     moments = partitioning.abstract(jax.eval_shape(optimizer.init, model["params"]), run.mesh)
     model, moments = checkpoints.restore(newest, model, moments._asdict())
-    print(f"continuing from step {newest} in {checkpoints.directory}")
+    if distributed.is_first():
+        print(f"continuing from step {newest} in {checkpoints.directory}")
     return TrainState(**model, optimizer=optim.OptimizerState(**moments))
 
 
@@ -49,13 +50,17 @@ def _check(run: setup.Run, checkpoints: Checkpoints) -> None:
     run.check_metadata(checkpoints.metadata(newest), f"{checkpoints.directory}/{newest}")
 
 
-def train(run: setup.Run, workdir: epath.Path) -> int:
+def train(
+    run: setup.Run, workdir: epath.Path, last_words: distributed.LastWords | None = None
+) -> int:
     """Trains to `train.steps`, from the newest checkpoint of `workdir` if there is one.
 
     Evaluates and saves on their cadences and ends with the report. Ctrl-C or SIGTERM saves after
-    the step at hand and returns 130; a run that is finished prints its report again.
+    the step at hand (of several processes: after the next one that is logged, as all must stop at
+    the same) and returns 130; a run that is finished prints its report again.
     """
     settings = run.settings.train
+    last_words = last_words or distributed.LastWords(workdir / FOLDER)
     optimizer = optim.Optimizer(run.settings.optimizer, settings.steps)
     checkpoints = Checkpoints(
         workdir / FOLDER, settings.max_to_keep, setup.best_metric(run.settings)
@@ -63,42 +68,52 @@ def train(run: setup.Run, workdir: epath.Path) -> int:
     with contextlib.closing(checkpoints):
         if checkpoints.latest_step() == settings.steps:
             _check(run, checkpoints)
-            if report.show(workdir):
+            if (workdir / report.FILE).exists():
+                if distributed.is_first():
+                    report.show(workdir)
                 return 0
         state = start(run, optimizer, checkpoints)
         step = int(state.optimizer.step)
         train_step = TrainStep(run.graph, run.settings, optimizer, run.mesh)
         predict = evaluate.make_predict(run)
+        places = partitioning.rows_of_process(run.mesh, settings.batch_size)
         with (
             contextlib.closing(RunLog(workdir, step, settings)) as log,
-            loader.train_batches(run.settings, run.data, step) as batches,
-            stop_request() as stop,
+            loader.train_batches(run.settings, run.data, step, places) as batches,
+            stop_request() as asked,
+            last_words.instead_of_waiting(),
         ):
             if settings.compile_ahead:
                 compile_ahead(run, train_step, state, log)
-            while step < settings.steps and not stop.is_set():
+            stop = False
+            while step < settings.steps and not stop:
                 batch = partitioning.to_devices(next(batches), run.mesh)
                 with log.program(("train", batch.task, batch.bucket)):
                     state, logs = train_step(state, batch)
                 step += 1
                 log.step(step, batch.task, logs, settings.batch_size)
+                last_words.step(step)
                 last = step == settings.steps
+                if jax.process_count() == 1 or step % settings.log_every == 0:
+                    stop = distributed.any_process(asked.is_set())
                 metrics = None
                 if step % settings.eval_every == 0 or last:
                     log.flush(step)
                     with log.program("evaluate"):
                         metrics = evaluate.evaluate(run, predict, state.params, state.statistics)
                     log.write(step, metrics)
-                if step % settings.checkpoint_every == 0 or last or stop.is_set():
-                    log.flush(step)  # a loss that is not finite ends the run before it is saved
+                if step % settings.checkpoint_every == 0 or last or stop:
+                    log.flush(step)  # too many bad steps end the run before it is saved
                     save(checkpoints, run, step, state, metrics)
+                    log.sync()
                     log.restart_clock()
             log.say(
                 f"{log.compilations} programs compiled in {log.compile_seconds:.0f} s, "
                 f"{log.recompilations} of them after warm-up"
             )
     if step < settings.steps:
-        print(f"stopped after step {step}, which is saved; the same command continues from there")
+        if distributed.is_first():
+            print(f"stopped after step {step}, which is saved; the same command goes on from there")
         return 130
     evaluate.write_report(run, predict, state.params, state.statistics, workdir)
     return 0
@@ -114,7 +129,8 @@ def compile_ahead(run: setup.Run, train_step: TrainStep, state: TrainState, log:
         for bucket in mixture.buckets_of(spec, settings.data)
     ]
     start, before = time.perf_counter(), log.compilations
-    for spec, bucket in tqdm(shapes, "compiling", unit="shape", leave=False, dynamic_ncols=True):
+    shown = dict(leave=False, dynamic_ncols=True, disable=not distributed.is_first())
+    for spec, bucket in tqdm(shapes, "compiling", unit="shape", **shown):
         batch = batch_shapes(spec, bucket, settings, run.mesh)
         with log.program(("train", spec.name, bucket)):
             for _, program in train_step.lower(state, batch):

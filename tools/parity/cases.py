@@ -162,6 +162,7 @@ def build_case(
         data=None,
         train=None,
         mesh=settings_lib.MeshSettings(data=-1, fsdp=1, tensor=1),
+        distributed=None,
         init_from=None,
         report={},
     )

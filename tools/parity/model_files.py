@@ -383,12 +383,11 @@ def check_detections(
     table: Table, spec: TaskSpec, dataset: str, data, truth: Truth, results: Results, gaps
 ) -> None:
     """Detections of every image at its original size."""
-    found = metrics.post_process(
-        results.outputs.logits[-1],
-        results.outputs.boxes_cxcywh[-1],
-        data[f"{dataset}/post/orig_size"],
-        results.attribute_logits,
+    outputs = results.outputs
+    best = metrics.best_of_queries(
+        outputs.logits[-1], outputs.boxes_cxcywh[-1], results.attribute_logits
     )
+    found = metrics.post_process(best, data[f"{dataset}/post/orig_size"])
     for key in data:
         if re.fullmatch(f"{dataset}/post/[0-9]+/.*", key):
             _, _, image, name = key.split("/")

@@ -32,9 +32,11 @@ def check_processing(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Tabl
     check_texts(table, data, doc)
     logits, labels = data["metric/vqa_scores"], data["metric/labels"]
     classes = labels.max() + 1  # accuracy was taken over the first columns of the same numbers
+    answers = classification.best_answers(logits)
+    best = classification.best_labels(logits[:, :classes])
     for name, ours in (
-        ("vqa_accuracy", classification.vqa_accuracy(logits, data["metric/vqa_targets"])),
-        ("accuracy", classification.accuracy(logits[:, :classes], labels)),
+        ("vqa_accuracy", classification.vqa_accuracy(answers, data["metric/vqa_targets"])),
+        ("accuracy", classification.accuracy(best, labels)),
     ):
         table.close(f"processing/{name}", ours, data[f"metric/{name}"])
     stats = detection.coco_stats(doc["map/ground_truth"], doc["map/detections"])

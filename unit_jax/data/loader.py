@@ -36,20 +36,19 @@ def train_batches(
     settings: Settings,
     data: PreparedData,
     start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    places: np.ndarray | None = None,
 ) -> "Batches":
     """The batches of steps start_step, start_step + 1, ... up to `train.steps`.
 
-    Use it in a `with` statement. The leaves are NumPy arrays: this process's contiguous slice of
-    the global batch, which depends on (seed, step) alone. `index` holds the position in the split.
+    Use it in a `with` statement. The leaves are NumPy arrays: the examples at `places` (what this
+    process's devices hold; None = all) of the global batch, which depends on (seed, step) alone.
+    `index` holds the position in the split.
 
     Raises:
       ValueError: data and settings do not fit each other, see `check`.
     """
     names = [name for name in settings.tasks if settings.ratios[name] > 0]
     check(settings, data, [(name, "train") for name in names])
-    _check_processes("train.batch_size", settings.train.batch_size, process_count)
     splits = {name: data.split(name, "train") for name in names}
     plans = mixture.Mixture(settings, {name: _examples(split) for name, split in splits.items()})
     tokenizer = _tokenizer(settings, data, names)
@@ -57,9 +56,7 @@ def train_batches(
         name: _Reader(settings.tasks[name], split, settings.data, tokenizer, data, training=True)
         for name, split in splits.items()
     }
-    source = _Source(
-        plans.plan, range(start_step, settings.train.steps), readers, process_index, process_count
-    )
+    source = _Source(plans.plan, range(start_step, settings.train.steps), readers, places)
     return Batches(source, settings.data, settings.data.num_workers)
 
 
@@ -68,30 +65,26 @@ def eval_batches(
     data: PreparedData,
     task: str,
     split: str = "val",
-    process_index: int = 0,
-    process_count: int = 1,
+    places: np.ndarray | None = None,
 ) -> "Batches":
     """Every example of a split exactly once, without augmentation, grouped by bucket.
 
-    Use it in a `with` statement. `index` holds the position in the split; -1 marks the fillers of
-    last batches, which repeat a real example. Targets are None where the split has no labels;
-    their objects are those that training would see (no crowd regions), so metrics that follow
-    COCO's rules read the records instead.
+    Use it in a `with` statement. `places` as for training. `index` holds the position in the
+    split; -1 marks the fillers of last batches, which repeat a real example. Targets are None
+    where the split has no labels; their objects are those that training would see (no crowd
+    regions), so metrics that follow COCO's rules read the records instead.
 
     Raises:
       ValueError: data and settings do not fit each other, see `check`.
     """
     check(settings, data, [(task, split)])
-    _check_processes("train.eval_batch_size", settings.train.eval_batch_size, process_count)
     spec, examples = settings.tasks[task], data.split(task, split)
     plans = mixture.evaluation_plans(
         spec, _examples(examples), settings.train.eval_batch_size, settings.data
     )
     tokenizer = _tokenizer(settings, data, [task])
     reader = _Reader(spec, examples, settings.data, tokenizer, data, training=False)
-    source = _Source(
-        plans.__getitem__, range(len(plans)), {task: reader}, process_index, process_count
-    )
+    source = _Source(plans.__getitem__, range(len(plans)), {task: reader}, places)
     # Worker processes take seconds to start, texts milliseconds to tokenise.
     return Batches(source, settings.data, settings.data.num_workers if spec.has_image else 0)
 
@@ -208,20 +201,19 @@ class _Source:
         plan: Callable[[int], StepPlan],
         steps: range,
         readers: dict[str, "_Reader"],
-        process_index: int,
-        process_count: int,
+        places: np.ndarray | None,
     ):
         self._plan = plan
         self._steps = steps
         self._readers = readers
-        self._process = process_index, process_count
+        self._places = places
 
     def __len__(self) -> int:
         return len(self._steps)
 
     def __getitem__(self, position: int) -> Batch:
         plan = self._plan(self._steps[position])
-        return self._readers[plan.task].batch(plan.slice_of(*self._process), fallback=plan.rows[0])
+        return self._readers[plan.task].batch(plan.part(self._places), fallback=plan.rows[0])
 
 
 class _Memory(dict):
@@ -406,8 +398,3 @@ def _tokenizer(
             f"model.text_encoder.vocab_size is {rows}; set it to {tokenizer.size}"
         )
     return tokenizer
-
-
-def _check_processes(name: str, size: int, process_count: int) -> None:
-    if size % process_count:
-        raise ValueError(f"{name} = {size} cannot be split over {process_count} processes")

@@ -71,12 +71,12 @@ class StepPlan:
     rows: Int[np.ndarray, "batch"]
     seeds: UInt64[np.ndarray, "batch"] | None
 
-    def slice_of(self, process_index: int, process_count: int) -> "StepPlan":
-        """The contiguous part that one process prepares."""
-        size = len(self.rows) // process_count
-        part = slice(process_index * size, (process_index + 1) * size)
-        seeds = None if self.seeds is None else self.seeds[part]
-        return dataclasses.replace(self, rows=self.rows[part], seeds=seeds)
+    def part(self, places: Int[np.ndarray, "places"] | None) -> "StepPlan":
+        """The examples at some places of the global batch, as one process prepares them."""
+        if places is None:
+            return self
+        seeds = None if self.seeds is None else self.seeds[places]
+        return dataclasses.replace(self, rows=self.rows[places], seeds=seeds)
 
 
 class Mixture:

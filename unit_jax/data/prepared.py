@@ -152,6 +152,12 @@ class PreparedData:
     """
 
     def __init__(self, data_dir: str | os.PathLike, tasks: Iterable[str], vocabulary: str = ""):
+        if "://" in os.fspath(data_dir):
+            raise ValueError(
+                f"config.data.data_dir = {data_dir}: the data are read from files of this machine; "
+                "mount the bucket (for gs://BUCKET/DATA: gcsfuse --implicit-dirs BUCKET "
+                "/mnt/BUCKET) and set config.data.data_dir=/mnt/BUCKET/DATA"
+            )
         self.data_dir = pathlib.Path(data_dir)
         self.tasks = tuple(tasks)
         found = problems(self.data_dir, self.tasks, vocabulary)

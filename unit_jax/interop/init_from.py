@@ -164,7 +164,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:
         metadata = saved.metadata(step)
         model, tasks = saved_settings(metadata, f"{folder / str(step)}")
         _, params, statistics = functional.abstract(lambda: Unit(model, tasks, rngs=nnx.Rngs(0)))
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
             {"params": params, "statistics": statistics},

@@ -8,24 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 import scipy.optimize
 import scipy.sparse
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 Scores = Float[np.ndarray, "examples labels"]
 
 
-def majority(train: Scores, examples: int) -> Scores:
-    """The answer that does best on the training set, for every example.
+def majority(train: scipy.sparse.csr_matrix, examples: int) -> Int[np.ndarray, "examples"]:
+    """The label that does best on the training set, for every example.
 
     Args:
       train: score of each label on each training example (one-hot, or soft).
       examples: how many to answer.
-
-    Returns:
-      logits: 1 for that answer, 0 for the others.
     """
-    logits = np.zeros((examples, train.shape[1]))
-    logits[:, train.sum(0).argmax()] = 1
-    return logits
+    return np.full(examples, np.asarray(train.sum(0)).argmax())
 
 
 def bag_of_words(

@@ -1,32 +1,37 @@
-"""Accuracy, F1 and VQA accuracy, from logits on the host."""
+"""Accuracy, F1 and VQA accuracy of predicted labels."""
 
 import numpy as np
-from jaxtyping import Float, Int
+import scipy.sparse
+from jaxtyping import Array, Float, Int
 
 UNKNOWN = 0  # index of the answer that stands for all that are not in the list
 
 
-def accuracy(
-    logits: Float[np.ndarray, "examples labels"], labels: Int[np.ndarray, "examples"]
-) -> float:
-    """Share of examples whose highest logit is the label's."""
-    return float(np.mean(logits.argmax(-1) == labels))
+def best_labels(logits: Float[Array, "examples labels"]) -> Int[Array, "examples"]:
+    """The label with the highest logit; JAX or NumPy arrays."""
+    return logits.argmax(-1)
 
 
-def f1(logits: Float[np.ndarray, "examples labels"], labels: Int[np.ndarray, "examples"]) -> float:
-    """F1 of label 1 (GLUE's for QQP); 0 where nothing is or is called 1."""
-    predicted, true = logits.argmax(-1) == 1, np.asarray(labels) == 1
-    both = np.sum(predicted & true)
-    return float(2 * both / max(1, np.sum(predicted) + np.sum(true)))
-
-
-def best_answers(logits: Float[np.ndarray, "examples answers"]) -> Int[np.ndarray, "examples"]:
-    """The most likely answer of each example that is not the unknown one."""
+def best_answers(logits: Float[Array, "examples answers"]) -> Int[Array, "examples"]:
+    """The most likely answer that is not the unknown one, which is never chosen (MMF)."""
     return logits[:, UNKNOWN + 1 :].argmax(-1) + UNKNOWN + 1
 
 
+def accuracy(predicted: Int[np.ndarray, "examples"], labels: Int[np.ndarray, "examples"]) -> float:
+    """Share of examples whose predicted label is the true one."""
+    return float(np.mean(predicted == labels))
+
+
+def f1(predicted: Int[np.ndarray, "examples"], labels: Int[np.ndarray, "examples"]) -> float:
+    """F1 of label 1 (GLUE's for QQP); 0 where nothing is or is called 1."""
+    positive, true = predicted == 1, labels == 1
+    both = np.sum(positive & true)
+    return float(2 * both / max(1, np.sum(positive) + np.sum(true)))
+
+
 def vqa_accuracy(
-    logits: Float[np.ndarray, "examples answers"], scores: Float[np.ndarray, "examples answers"]
+    predicted: Int[np.ndarray, "examples"],
+    scores: Float[np.ndarray, "examples answers"] | scipy.sparse.csr_matrix,
 ) -> float:
-    """Mean soft score of the most likely answer; the unknown answer is never chosen (MMF)."""
-    return float(np.mean(np.take_along_axis(scores, best_answers(logits)[:, None], 1)))
+    """Mean soft score of the predicted answers."""
+    return float(np.mean(scores[np.arange(len(predicted)), predicted]))

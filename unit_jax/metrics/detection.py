@@ -6,45 +6,62 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-def post_process(
-    logits: Float[np.ndarray, "images queries classes"],
-    boxes_cxcywh: Float[np.ndarray, "images queries 4"],
-    original_sizes: Int[np.ndarray, "images 2"],
-    attribute_logits: Float[np.ndarray, "images queries attributes"] | None = None,
-) -> list[dict[str, np.ndarray]]:
-    """Every query as a detection, as in the reference.
+def best_of_queries(
+    logits: Float[Array, "images queries classes"],
+    boxes_cxcywh: Float[Array, "images queries 4"],
+    attribute_logits: Float[Array, "images queries attributes"] | None = None,
+) -> dict[str, Array]:
+    """What counts of the last layer's outputs, one class per query; JAX or NumPy arrays.
 
     Args:
       logits: no-object last.
       boxes_cxcywh: in [0, 1].
-      original_sizes: (height, width) in pixels of the images before resizing.
       attribute_logits: ReLUed, for the best class of each query.
 
     Returns:
-      per image: scores (softmax probability of the best class without no-object), labels, boxes
-      (x0, y0, x1, y1 in original pixels, not clipped) and, with attributes, attr_scores (the
-      largest logit, no softmax) and attr_labels.
+      scores (softmax probability of the best class without no-object), labels, boxes_cxcywh and,
+      with attributes, attr_scores (the largest logit, no softmax) and attr_labels.
     """
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    probabilities = (exponentials / exponentials.sum(-1, keepdims=True))[..., :-1]
-    scores, labels = probabilities.max(-1), probabilities.argmax(-1)
-    centers, halves = boxes_cxcywh[..., :2], boxes_cxcywh[..., 2:] / 2
-    scale = np.asarray(original_sizes)[:, None, [1, 0, 1, 0]].astype(boxes_cxcywh.dtype)
-    boxes = np.concatenate([centers - halves, centers + halves], -1) * scale
-    detections = [
-        dict(scores=s, labels=c, boxes=b) for s, c, b in zip(scores, labels, boxes, strict=True)
-    ]
+    xp = logits.__array_namespace__()
+    exponentials = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    probabilities = exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
+    found = dict(
+        scores=xp.max(probabilities[..., :-1], axis=-1),
+        labels=xp.argmax(probabilities[..., :-1], axis=-1),
+        boxes_cxcywh=boxes_cxcywh,
+    )
     if attribute_logits is not None:
-        for found, of_image in zip(detections, attribute_logits, strict=True):
-            found.update(attr_scores=of_image.max(-1), attr_labels=of_image.argmax(-1))
-    return detections
+        found["attr_scores"] = xp.max(attribute_logits, axis=-1)
+        found["attr_labels"] = xp.argmax(attribute_logits, axis=-1)
+    return found
+
+
+def post_process(
+    found: Mapping[str, np.ndarray], original_sizes: Int[np.ndarray, "images 2"]
+) -> list[dict[str, np.ndarray]]:
+    """Every query as a detection, as in the reference.
+
+    Args:
+      found: as from `best_of_queries`.
+      original_sizes: (height, width) in pixels of the images before resizing.
+
+    Returns:
+      per image: what `found` holds of it, with boxes (x0, y0, x1, y1 in original pixels, not
+      clipped) in place of boxes_cxcywh.
+    """
+    found = dict(found)
+    boxes = found.pop("boxes_cxcywh")
+    centers, halves = boxes[..., :2], boxes[..., 2:] / 2
+    scale = np.asarray(original_sizes)[:, None, [1, 0, 1, 0]].astype(boxes.dtype)
+    found["boxes"] = np.concatenate([centers - halves, centers + halves], -1) * scale
+    return [{name: x[image] for name, x in found.items()} for image in range(len(boxes))]
 
 
 def to_coco(image_id: int, detections: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
+FILE = "report.json"
 COLUMNS = ("task", "metric", "value", "baseline", "paper")
 
 
@@ -38,12 +39,12 @@ def write(rows: Sequence[Row], workdir: epath.Path) -> None:
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|---:|---:|---:|"]
     lines += ["| " + " | ".join(_cell(record[key]) for key in COLUMNS) + " |" for record in records]
     (workdir / "report.md").write_text("\n".join(lines) + "\n")
-    (workdir / "report.json").write_text(json.dumps(records, indent=2) + "\n")
+    (workdir / FILE).write_text(json.dumps(records, indent=2) + "\n")
 
 
 def show(workdir: epath.Path) -> bool:
     """Prints the report that `write` left in a folder; False if there is none."""
-    path = workdir / "report.json"
+    path = workdir / FILE
     if not path.exists():
         return False
     table = Table(title="validation", title_justify="left")

@@ -1,0 +1,175 @@
+"""Runs of two processes: they compute what one does, and end when one of them is lost."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from tests import tiny
+from unit_jax import distributed, last_words
+from unit_jax.settings import DistributedSettings
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Sums over devices of two processes run in another order than over those of one.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tiny.make_data(tmp_path_factory.mktemp("demo"), ("coco", "vqa2"))
+
+
+def start(data_dir, workdir, process: int = 0, processes: int = 1, port: int = 0, *flags: str):
+    """A process of a run on eight devices in all."""
+    command = [
+        sys.executable, "-m", "unit_jax.main", f"--config=tests/two_processes.py:{data_dir}",
+        f"--workdir={workdir}", *flags,
+    ]  # fmt: skip
+    if processes > 1:
+        group = dict(coordinator=f"localhost:{port}", processes=processes, process=process)
+        command += [f"--config.distributed.{key}={value}" for key, value in group.items()]
+    devices = f"--xla_force_host_platform_device_count={8 // processes}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
+
+
+def start_two(data_dir, workdirs, *flags: str):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [start(data_dir, workdirs[i], i, 2, port, *flags) for i in range(2)]
+
+
+def read_log(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def newest_step(workdir) -> int:
+    steps = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+    return max(steps, default=0)
+
+
+def test_two_processes_train_and_evaluate_as_one_does(data_dir, tmp_path):
+    """Same losses, identical metrics and report; files written once; and the one can go on from
+    what the two have left."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = start(data_dir, one)
+    assert alone.wait(900) == 0, alone.stderr.read()
+    mesh = ("--config.mesh.fsdp=4", "--config.mesh.tensor=1")
+    outputs = []
+    for process in start_two(data_dir, [two, two], *mesh):
+        outputs.append(process.communicate(timeout=900))
+        assert process.returncode == 0, outputs[-1][1]
+    assert "predictions.png" in outputs[0][0] and "predictions.png" not in outputs[1][0]
+
+    logs = list(zip(read_log(one), read_log(two), strict=True))
+    assert len(logs) == 4
+    for wanted, found in logs:
+        assert wanted.keys() == found.keys()
+        for name, value in wanted.items():
+            if name.startswith("train/") and "/loss" in name:
+                np.testing.assert_allclose(found[name], value, rtol=TOLERANCE, err_msg=name)
+            elif not name.startswith("train/"):
+                assert found[name] == value, name
+    assert (one / "report.json").read_text() == (two / "report.json").read_text()
+    assert len(list((two / "tensorboard").iterdir())) == 1
+    assert sorted(p.name for p in two.iterdir() if p.name.startswith(".")) == []
+
+    after = start(data_dir, two, 0, 1, 0, "--config.train.steps=4")
+    output = after.communicate(timeout=900)
+    assert after.returncode == 0, output
+    assert "continuing from step 3" in output[0]
+
+
+def test_processes_that_differ_are_told_so_at_once(data_dir, tmp_path):
+    """Another config on one, another folder on one: an error on both, naming what differs."""
+    run = tmp_path / "run"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    pair = [
+        start(data_dir, run, i, 2, port, f"--config.seed={i}", f"--config.train.steps={2 + i}")
+        for i in range(2)
+    ]
+    for process in pair:
+        told = process.communicate(timeout=300)[1]
+        assert process.returncode == 1
+        assert "process 1 has another config.seed, another config.train than process 0" in told
+
+    pair = start_two(data_dir, [tmp_path / "here", tmp_path / "there"])
+    told = [process.communicate(timeout=300)[1] for process in pair]
+    assert [process.returncode for process in pair] == [1, 1]
+    assert "does not see in" in told[0] and "one --workdir that each of them can write" in told[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_lost_process_ends_the_other_within_a_minute(data_dir, tmp_path, killed):
+    flags = dict(steps=100_000, eval_every=100_000, checkpoint_every=10)
+    pair = start_two(
+        data_dir, [tmp_path] * 2, *(f"--config.train.{name}={n}" for name, n in flags.items())
+    )
+    while newest_step(tmp_path) < 20:
+        assert [process.poll() for process in pair] == [None, None]
+        time.sleep(0.5)
+    pair[killed].send_signal(signal.SIGKILL)
+    since = time.monotonic()
+    other = pair[1 - killed]
+    told = other.communicate(timeout=300)[1]
+    assert time.monotonic() - since < 60 and other.returncode not in (0, None)
+    (line,) = [line for line in told.splitlines() if "stops after step" in line]
+    assert line.startswith(f"process {1 - killed} of 2 (")
+    assert f"process {killed} was lost" in line
+    assert f"newest checkpoint: {tmp_path}/checkpoints/{newest_step(tmp_path)};" in line
+    assert "start all processes again with the same commands" in line
+    pair[killed].communicate()
+
+
+def test_the_last_line_and_when_it_is_said(tmp_path):
+    line = dict(process="process 1 of 2 (here)", step=7, cause="process 0 was lost")
+    (tmp_path / "5").mkdir()
+    (tmp_path / "6.orbax-checkpoint-tmp").mkdir()
+    told = last_words.compose(**line, checkpoints=str(tmp_path))
+    assert told.startswith("process 1 of 2 (here) stops after step 7: process 0 was lost; ")
+    assert f"newest checkpoint: {tmp_path}/5; " in told
+    assert "newest checkpoint: none" in last_words.compose(**line, checkpoints=str(tmp_path / "5"))
+    line = json.dumps({**line, "checkpoints": str(tmp_path)}) + "\n"
+    for said, printed in (
+        (line, told + "\n"),
+        (line + '{"pro', told + "\n"),
+        (line + "null\n", ""),
+    ):
+        helper = subprocess.run(
+            [sys.executable, "-S", last_words.__file__], input=said, capture_output=True, text=True
+        )
+        assert helper.stderr == printed
+
+
+def test_alone_there_is_nobody_to_ask(tmp_path):
+    assert distributed.is_first() and distributed.any_process(True)
+    assert not distributed.any_process(False)
+    with pytest.raises(ValueError, match="mine"), distributed.together():
+        raise ValueError("mine")
+    with pytest.raises(KeyError), distributed.LastWords(epath.Path(tmp_path)) as words:
+        words.step(3)
+        raise KeyError("as ever")
+    workdir = epath.Path(tmp_path / "a" / "b")
+    distributed.check_workdir(workdir)
+    assert list(workdir.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="process 0 .* cannot write to .*/file/run"):
+        distributed.check_workdir(epath.Path(tmp_path / "file" / "run"))
+    with pytest.raises(ValueError, match="process=2 of processes=2; number the processes from 0"):
+        distributed.initialize(DistributedSettings("localhost:1", 2, 2))
+    assert jax.process_count() == 1

@@ -1,0 +1,12 @@
+"""Settings of the run that two processes share, for `--config`."""
+
+import ml_collections
+
+from tests import tiny
+
+
+def get_config(data_dir: str):
+    config = tiny.values(data_dir, ("coco", "vqa2"), steps=3)
+    config["train"].update(checkpoint_every=3, eval_every=3)
+    config["report"]["blind_check"] = True
+    return ml_collections.ConfigDict(config)
