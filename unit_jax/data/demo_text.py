@@ -264,6 +264,8 @@ LABELS: Mapping[str, tuple[str, ...]] = {
 }
 
 Fact = tuple[str, str, str]  # shape, property, value
+# How many of the pairs that do not belong together are about other things altogether, not close.
+FAR_SHARE = 0.7
 
 
 def _value(chooser: Chooser, shape: str, name: str, exclude: Sequence[str] = ()) -> str:
@@ -303,7 +305,7 @@ def qnli(chooser: Chooser, label: str) -> Pair:
         chooser, [(s, name, _value(chooser, s, name)) for s, name in facts], QNLI_FRAMES
     )
     shape, name = chooser.choice(facts)
-    if label == "not_entailment" and chooser.chance(0.5):
+    if label == "not_entailment" and chooser.chance(FAR_SHARE):
         shape = chooser.choice([s for s in SHAPES if s not in dict(facts)])
         name = chooser.choice(names)
     while label == "not_entailment" and (shape, name) in facts:
@@ -349,7 +351,7 @@ def mnli(chooser: Chooser, label: str, *, mismatched: bool = False) -> Pair:
         key = (shape, name, value)
     elif label == "contradiction":
         key = (shape, name, _value(chooser, shape, name, exclude=[value]))
-    elif chooser.chance(0.5):
+    elif chooser.chance(FAR_SHARE):
         other = chooser.choice([s for s in SHAPES if s != shape])
         other_name = _property(chooser)
         key = (other, other_name, _value(chooser, other, other_name))
@@ -403,7 +405,7 @@ def _extra(chooser: Chooser, kind: str) -> str:
 
 
 def qqp(chooser: Chooser, label: str) -> Pair:
-    """Two questions: the same one in other words, or another one; half of those are close, with
+    """Two questions: the same one in other words, or another one; some of those are close, with
     a single slot that differs."""
     kind = _kind(chooser)
     color, shape = chooser.pair()
@@ -413,7 +415,7 @@ def qqp(chooser: Chooser, label: str) -> Pair:
     second = _request(chooser, words.format(extra=extra, color=color, shape=shape))
 
     slot = ""
-    if label == "0" and chooser.chance(0.5):
+    if label == "0" and chooser.chance(FAR_SHARE):
         shape = chooser.choice([s for s in SHAPES if s != shape])
         color = chooser.color(shape, exclude=[color])
         kind = _kind(chooser)
@@ -450,7 +452,7 @@ _VERDICTS = {
     ),
 }
 _ADVERBS = ("", "very ", "really ", "quite ", "so ")
-NEGATED_VERDICTS = 0.4
+NEGATED_VERDICTS = 0.3
 
 
 def _verdict(chooser: Chooser, label: str) -> str:
