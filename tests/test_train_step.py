@@ -28,7 +28,7 @@ def changed(settings, **changes):
 def make_step(settings, devices=1) -> tuple[train_step.TrainStep, train_step.TrainState]:
     optimizer = optim.Optimizer(settings.optimizer, 100)
     step = train_step.TrainStep(world.graph_of(settings), settings, optimizer, MESH(devices))
-    return step, world.placed_state(MESH(devices), optimizer)
+    return step, world.placed_state(MESH(devices))
 
 
 def gradients(settings, kind: str, devices=1):

@@ -166,6 +166,13 @@ def split_examples(x: jax.Array, axis: int = 0) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _batch_spec(axis))
 
 
+def whole(x: jax.Array) -> jax.Array:
+    """Under `constrain_activations`: x whole on every device. Elsewhere x as it is."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
 def check_batch_size(name: str, size: int, mesh: Mesh) -> None:
     """Raises ValueError unless the mesh divides a global batch of `size`."""
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)

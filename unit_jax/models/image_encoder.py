@@ -17,6 +17,7 @@ from unit_jax.models.transformer import (
     recomputed,
     xavier,
 )
+from unit_jax.partitioning import split_examples
 from unit_jax.settings import ModelSettings
 
 TASK_ROWS = 256  # rows of the image task-embedding table; the reference fixes them
@@ -67,7 +68,7 @@ class ImageEncoder(nnx.Module):
         positions = _tokens(sine_positions(mask, self.width).astype(x.dtype))
         mask = mask.reshape(mask.shape[0], -1)
         y = self.encode(x, positions, mask, task_index, keys)
-        y = y[:, y.shape[1] - x.shape[1] :]  # without the task token
+        y = split_examples(y[:, y.shape[1] - x.shape[1] :])  # without the task token
         if self.residual:
             y = x + y
         if self.memory_projection is not None:

@@ -13,6 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from unit_jax.models.transformer import recomputed
+from unit_jax.partitioning import whole
 from unit_jax.settings import BackboneSettings
 
 EXPANSION = 4  # a block's output is this many times wider than its 3x3 convolution
@@ -82,7 +83,9 @@ class Conv(nnx.Module):
         self.dilation = dilation
 
     def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "..."]:
-        kernel = self.kernel[...].astype(x.dtype)
+        # Gathered before use: what XLA's partitioner made of convolutions whose channels are split
+        # over `tensor` had wrong gradients (jax 0.10.2, CPU; tests/test_sharding.py).
+        kernel = whole(self.kernel[...].astype(x.dtype))
         padding = self.dilation * (kernel.shape[0] // 2)
         return jax.lax.conv_general_dilated(
             x,
