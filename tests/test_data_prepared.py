@@ -79,7 +79,9 @@ def test_lengths_are_those_of_the_texts(data_dir):
 def test_lengths_counted_with_another_vocabulary_are_a_fault(data_dir, source, tmp_path):
     other = tmp_path / "other.txt"
     other.write_text("".join(f"{token}\n" for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a")))
-    changed = prepare.Settings(vocabulary=str(other), overwrite=True, progress=False)
+    changed = prepare.Settings(
+        vocabulary=str(other), overwrite=True, progress=False, allow_partial=True
+    )
     prepare.prepare(source, data_dir, ["vqa2"], changed)
     fault = message(PreparedData, data_dir, ["vqa2", "qnli"])
     assert "qnli: its lengths were counted with another vocabulary" in fault

@@ -24,7 +24,7 @@ def test_batches_are_split_and_come_back_in_order():
 def test_a_batch_that_the_devices_do_not_divide():
     mesh = partitioning.make_mesh(MeshSettings(-1, 1, 1), jax.devices()[:3])
     partitioning.check_batch_size("train.batch_size", 9, mesh)
-    with pytest.raises(ValueError, match="train.batch_size = 16 .* 3 devices; .* multiple of 3"):
+    with pytest.raises(ValueError, match="train.batch_size = 16 .* 3 devices .* multiple of 3"):
         partitioning.check_batch_size("train.batch_size", 16, mesh)
 
 

@@ -121,6 +121,7 @@ def one_step(layout: tuple[int, ...], kind: str, dropout: float):
     gradients = train_step.Gradients(graph_of(chosen), chosen, optimizer, mesh)
     logs, grads = gradients(state, partitioning.to_devices(batch_of(kind), mesh))
     assert_laid_out(grads, mesh)
+    logs.pop("matching_ms", None)  # a time
     on_host = jax.device_get((logs, grads))
     if dropout:  # the update is the same program either way
         return *on_host, None

@@ -56,6 +56,8 @@ def test_eight_devices_update_as_one_does(steps):
     alone, logs_alone = steps(1)
     for task in logs:
         for name, value in logs_alone[task].items():
+            if name == "matching_ms":
+                continue
             np.testing.assert_allclose(logs[task][name], value, rtol=2e-4, err_msg=name)
     assert {"loss", "loss_ce", "loss_attr_0", "grad_norm"} <= set(logs["visual_genome"])
     # Adam's first steps have the size of the rate whatever the gradient, so rounding may turn a
@@ -74,8 +76,10 @@ def test_eight_devices_update_as_one_does(steps):
 def test_the_solver_on_the_device_gives_the_same_losses(steps):
     _, on_host = steps(1)
     _, on_device = steps(1, "device")
+    assert on_host["visual_genome"].keys() - on_device["visual_genome"].keys() == {"matching_ms"}
     for name, value in on_host["visual_genome"].items():
-        np.testing.assert_allclose(on_device["visual_genome"][name], value, rtol=1e-5)
+        if name in on_device["visual_genome"]:
+            np.testing.assert_allclose(on_device["visual_genome"][name], value, rtol=1e-5)
 
 
 def test_tasks_without_images_need_none_to_start(data_dir):
