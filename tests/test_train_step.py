@@ -57,11 +57,16 @@ def assert_same(found, expected, tolerance=2e-5) -> None:
         assert np.abs(grads[path] - grad).max() <= tolerance * scale, path
 
 
-@pytest.mark.parametrize("normalisation", ["per_image", "batch"])
-@pytest.mark.parametrize("kind", ["detection", "vision_language", "language"])
+@pytest.mark.parametrize(
+    "kind, normalisation",
+    [
+        ("detection", "per_image"),
+        pytest.param("detection", "batch", marks=pytest.mark.slow),
+        pytest.param("vision_language", "per_image", marks=pytest.mark.slow),
+        ("language", "per_image"),  # classification is normalised one way
+    ],
+)
 def test_a_batch_in_parts_gives_the_gradients_of_the_whole(kind, normalisation):
-    if kind != "detection" and normalisation == "batch":
-        pytest.skip("classification is normalised one way")
     whole = plain_gradients(kind, normalisation)
     for parts, devices in ((2, 1), (4, 2)):
         settings = changed(
@@ -81,8 +86,20 @@ def test_parts_must_divide_the_batch():
         train_step.check_accumulation(train, MESH(2))
 
 
-@pytest.mark.parametrize("policy", ["layers", "everything"])
-@pytest.mark.parametrize("kind", ["detection", "vision_language"])
+@pytest.mark.parametrize(
+    "kind, policy",
+    [
+        ("vision_language", "everything"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("detection", "layers"),
+                ("detection", "everything"),
+                ("vision_language", "layers"),
+            )
+        ),
+    ],
+)
 def test_recomputing_changes_no_gradient(kind, policy):
     """With dropout: what is computed again draws the same numbers again."""
     settings = changed(world.settings(0.1), model=dict(rematerialise=policy))
