@@ -48,7 +48,8 @@ class TrainStep:
     """
 
     def __init__(self, graph, settings: Settings, optimizer: optim.Optimizer, mesh):
-        self.gradients = Gradients(graph, settings, optimizer, mesh)
+        parts = settings.train.accumulate_steps
+        self.gradients = Gradients(graph, settings, optimizer, mesh, parts)
         self.update = Update(settings, optimizer, mesh)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
@@ -94,16 +95,16 @@ class Gradients:
 
     Dropout keys are folded from (seed, step), so a resumed run draws the same numbers.
 
-    With `train.accumulate_steps` above 1 the batch goes through the model in so many parts.
+    With `parts` above 1 the batch goes through the model in so many (`train.accumulate_steps`).
     Classification losses are means over examples, so theirs is the mean of the parts'. Detection
     losses divide by what the whole batch holds: a first pass gives the outputs of all examples,
     the loss of the whole batch gives their cotangents, and a second pass pulls these back part by
     part. That is exact for every loss, and costs detection one more forward pass.
     """
 
-    def __init__(self, graph, settings: Settings, optimizer: optim.Optimizer, mesh):
+    def __init__(self, graph, settings: Settings, optimizer: optim.Optimizer, mesh, parts: int = 1):
         self._graph, self._settings, self._optimizer, self._mesh = graph, settings, optimizer, mesh
-        self._parts = settings.train.accumulate_steps
+        self._parts = parts
         self._classification = jax.jit(self._classification_gradients)
         self._forward = jax.jit(self._detection_forward)
         self._backward = jax.jit(self._detection_backward)
