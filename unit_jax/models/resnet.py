@@ -83,6 +83,10 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "..."]:
         kernel = self.kernel[...].astype(x.dtype)
+        if kernel.shape[:2] == (1, 1):
+            # A matrix product: on CPU, XLA computes its gradient for the kernel several times
+            # faster than a convolution's.
+            return x[:, :: self.stride, :: self.stride] @ kernel[0, 0]
         padding = self.dilation * (kernel.shape[0] // 2)
         return jax.lax.conv_general_dilated(
             x,
