@@ -494,7 +494,7 @@ def describe_machine() -> str:
 
 
 def show(result: dict[str, Any], sides: list[str]) -> None:
-    """Prints the table, and matching on the host beside that on the device."""
+    """Prints the table, then matching on the host beside that on the device, and compilation."""
     base = "torch" if "torch" in sides else "ours"
     print(f"{result['parameters']:,} parameters; {result['machine']}\n")
     print(
@@ -514,7 +514,11 @@ def show(result: dict[str, Any], sides: list[str]) -> None:
             else:
                 cells += [""] * 3
             print("|", " | ".join(cells), "|")
+    print()
     for row in result["rows"]:
+        if "compile_seconds" in row:
+            seconds = (f"{name} {took:.1f} s" for name, took in row["compile_seconds"].items())
+            print(f"{row['task']} compiled:", ", ".join(seconds))
         if "ms_matching_on_device" in row:
             print(
                 f"{row['task']}: the device waits {row['sides']['ours']['ms_matching']:.2f} ms a "
