@@ -142,7 +142,7 @@ def test_losses_agree_with_pytorch():
     pytest.importorskip("torch")
     from benchmark_torch import build
 
-    settings, batches = prepared("--tasks=visual_genome,vqa2,sst2")
+    settings, batches = prepared("--tasks=visual_genome,vqa2,sst2", "--batch=8")
     ours = benchmark.Ours(settings)
     sides = dict(ours=ours, torch=build(settings, ours.mmf_weights()))
     assert sides["torch"].parameters == ours.parameters
