@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo demo-fresh test test-slow parity parity-files lint lock clean
 
@@ -16,10 +17,10 @@ demo-fresh:
 	$(MAKE) demo
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL)
 
 # Comparison with the reference's numbers: make parity PARITY_DIR=folder-of-npz-files
 parity: parity-files $(VENV)/.installed
@@ -37,7 +38,7 @@ lint: $(VENV)/.installed
 # The exact versions that `make demo` and `make test` install.
 lock:
 	rm -rf .venv.lock && $(PYTHON) -m venv .venv.lock
-	.venv.lock/bin/pip install -q -r requirements.txt "pytest>=8" "hypothesis>=6" "scikit-learn>=1.5" "ruff>=0.9"
+	.venv.lock/bin/pip install -q -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "scikit-learn>=1.5" "ruff>=0.9"
 	.venv.lock/bin/pip freeze --exclude-editable > requirements.lock
 	rm -rf .venv.lock
 

@@ -9,8 +9,16 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax  # noqa: E402  (the flags above must come first)
+import pytest  # noqa: E402
 
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # for commands that tests start
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Programs are freed after each file: hundreds of them alive at once crash XLA's CPU backend."""
+    yield
+    jax.clear_caches()

@@ -26,11 +26,11 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    return tiny.make_data(tmp_path_factory.mktemp("demo"), ("coco", "vqa2"))
+    return tiny.make_data(tmp_path_factory.mktemp("demo"), ("coco", "qqp"))
 
 
 def start(data_dir, workdir, process: int = 0, processes: int = 1, port: int = 0, *flags: str):
-    """A process of a run on eight devices in all."""
+    """A process of a run on four devices in all."""
     command = [
         sys.executable, "-m", "unit_jax.main", f"--config=tests/two_processes.py:{data_dir}",
         f"--workdir={workdir}", *flags,
@@ -38,7 +38,7 @@ def start(data_dir, workdir, process: int = 0, processes: int = 1, port: int = 0
     if processes > 1:
         group = dict(coordinator=f"localhost:{port}", processes=processes, process=process)
         command += [f"--config.distributed.{key}={value}" for key, value in group.items()]
-    devices = f"--xla_force_host_platform_device_count={8 // processes}"
+    devices = f"--xla_force_host_platform_device_count={4 // processes}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
@@ -66,7 +66,7 @@ def test_two_processes_train_and_evaluate_as_one_does(data_dir, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     alone = start(data_dir, one)
     assert alone.wait(900) == 0, alone.stderr.read()
-    mesh = ("--config.mesh.fsdp=4", "--config.mesh.tensor=1")
+    mesh = ("--config.mesh.fsdp=2", "--config.mesh.tensor=1")
     outputs = []
     for process in start_two(data_dir, [two, two], *mesh):
         outputs.append(process.communicate(timeout=900))

@@ -3,26 +3,33 @@
 python tools/benchmark.py --image 320x320 --batch 2 --tasks coco,vqa2,qnli
 python tools/benchmark.py --reference torch --json benchmark.json
 
-Per task, and for the mixture (steps weighted by the config's sampling ratios): examples a second;
-milliseconds a step, and of them input (host to device), matching (the device waits for the host)
-and device (the rest). FLOPs of a step by formula (what the model must compute, the frozen stages
-forward only) and by XLA's cost analysis (what the programs compute before they are optimised).
-MFU: the formula's FLOPs over the device's peak. Batches are made up once and stay in host memory,
-so reading and decoding are not measured (tools/measure_loader.py does that).
+Per task, and for the mixture (steps weighted by the config's sampling ratios):
+
+- examples a second, and milliseconds a step: of these input (host to device, measured alone),
+  matching (the device waits for the host) and device (the rest). Batches are made up once and stay
+  in host memory, so reading and decoding are not in it (tools/measure_loader.py measures these);
+- FLOPs of a step, by formula (what the model must compute) and by XLA's cost analysis (what its
+  programs compute before they are optimised, the update and elementwise work included);
+- MFU: the formula's FLOPs over the device's peak, where that is known;
+- memory: arguments, results and scratch of the step's largest program, as XLA plans it; all in one
+  device's share.
 
 --reference torch measures the same architecture in PyTorch (pip install unit-jax[benchmark]) in the
 same run: blocks of steps take turns, the medians are compared, and both sides start from the same
-weights and must agree on the number of parameters and on the loss without dropout.
+weights and must agree on the number of parameters and on the loss without dropout. It computes in
+`model.dtype` (bfloat16: autocast), on the GPU where there is one, there also with torch.compile.
 """
 
 import argparse
+import ast
 import dataclasses
+import functools
 import gc
 import json
 import math
+import os
 import pathlib
 import platform
-import resource
 import runpy
 import statistics
 import sys
@@ -31,11 +38,11 @@ from collections.abc import Iterator
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+# JAX would keep most of a GPU's memory from PyTorch.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-import rich  # noqa: E402
-import rich.table  # noqa: E402
 from flax import nnx  # noqa: E402
 
 from unit_jax import optim, partitioning  # noqa: E402
@@ -44,9 +51,9 @@ from unit_jax import train_step as train_step_lib  # noqa: E402
 from unit_jax.batch import Batch  # noqa: E402
 from unit_jax.interop import mmf  # noqa: E402
 from unit_jax.losses import classification, detection, matching  # noqa: E402
-from unit_jax.models import functional  # noqa: E402
+from unit_jax.models import functional, resnet  # noqa: E402
 from unit_jax.models.unit import Unit  # noqa: E402
-from unit_jax.settings import Settings  # noqa: E402
+from unit_jax.settings import BackboneSettings, Settings  # noqa: E402
 from unit_jax.tasks import TaskSpec  # noqa: E402
 
 # Dense peaks in FLOP/s of one device, by a part of its `device_kind`: (bfloat16, float32). TPUs
@@ -62,275 +69,232 @@ PEAKS = {
     "TPU v6": (918e12, None),
 }
 SAME_LOSS = dict(float32=2e-4, bfloat16=3e-2)  # relative difference to PyTorch's
+PARTS = ("ms", "ms_input", "ms_matching", "ms_device")
 
 
-@dataclasses.dataclass
-class Times:
-    """Milliseconds of a step: median over blocks of steps, and what a step alone is made of."""
-
-    step: float
-    input: float
-    matching: float
-
-    @property
-    def device(self) -> float:
-        return max(self.step - self.input - self.matching, 0.0)
-
-
-def main() -> None:
-    options = parse()
+def main(argv: list[str] | None = None) -> None:
+    options = parse(argv)
     settings = load_settings(options)
-    if settings.model.dtype == "float32" and jax.default_backend() != "cpu":
+    if settings.model.dtype == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
     ours = Ours(settings)
-    references = make_references(options, settings, ours)
-    parameters = sum(x.size for x in ours.state.params.values())
-    print(f"{parameters:,} parameters; {describe_machine()}")
-    sides = {"ours": ours, **references}
+    sides = {"ours": ours, **references(options, settings, ours)}
     batches = {
         task: made_up_batch(spec, settings, options) for task, spec in settings.tasks.items()
     }
-    for task, batch in batches.items():
-        check_losses(sides, task, batch, settings)
+    if len(sides) > 1:
+        for batch in batches.values():
+            check_losses(sides, batch, SAME_LOSS[settings.model.dtype])
     rows = []
-    for task, batch in batches.items():
-        times = measure(sides, task, batch, options.blocks, options.steps)
-        rows.append(describe(task, times, ours, batch, settings))
-        show_progress(rows[-1])
+    for batch in batches.values():
+        compiled = ours.compile(batch)
+        times = measure(sides, batch, options.blocks, options.steps)
+        rows.append(describe(settings, batch, times) | compiled)
+        if settings.tasks[batch.task].kind == "detection":
+            rows[-1]["ms_matching_on_device"] = ours.device_matching_ms(batch)
+        told = {name: f"{side['ms']:.1f} ms" for name, side in rows[-1]["sides"].items()}
+        print(f"{batch.task}: {told}", file=sys.stderr)
     rows.append(mixture(rows, settings))
-    show(rows, list(references))
     result = dict(
-        command=" ".join(["python", *sys.argv]),
+        command=" ".join(["python", *sys.argv] if argv is None else argv),
         date=time.strftime("%Y-%m-%d"),
         machine=describe_machine(),
+        parameters=ours.parameters,
         settings=dataclasses.asdict(settings),
-        parameters=parameters,
-        compile_seconds=ours.compile_seconds,
         rows=rows,
     )
     if options.json:
-        pathlib.Path(options.json).write_text(json.dumps(result, indent=1, default=str))
+        pathlib.Path(options.json).write_text(json.dumps(result, indent=1))
+    show(result, list(sides))
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="configs/unit.py", help="FILE.py[:ARGUMENT]")
-    parser.add_argument("--tasks", default="", help="names, joined by commas; all if empty")
-    parser.add_argument("--image", default="320x320", help="height x width of padded images")
-    parser.add_argument("--tokens", type=int, default=64, help="of padded texts, at most")
-    parser.add_argument("--objects", type=int, default=8, help="real objects of an image")
-    parser.add_argument("--batch", type=int, default=2, help="examples of a step, all devices")
-    parser.add_argument("--blocks", type=int, default=3, help="measurements of each side")
-    parser.add_argument("--steps", type=int, default=2, help="steps of a measurement")
-    parser.add_argument("--json", default="", help="also write everything to this file")
-    parser.add_argument("--reference", choices=["none", "torch"], default="none")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--config", default="configs/unit.py", help="FILE.py[:variants] (%(default)s)")
+    add("--tasks", default="", help="names, joined by commas; default: all of the config")
+    add("--image", default="320x320", help="height x width of padded images (%(default)s)")
+    add("--tokens", type=int, default=64, help="of padded texts, at most (%(default)s)")
+    add("--objects", type=int, default=8, help="real objects of an image (%(default)s)")
+    add("--batch", type=int, default=2, help="examples of a step, all devices (%(default)s)")
+    add("--blocks", type=int, default=3, help="measurements of each side (%(default)s)")
+    add("--steps", type=int, default=2, help="steps of a measurement (%(default)s)")
+    add("--json", default="", help="also write everything to this file")
+    add("--reference", choices=["none", "torch"], default="none", help="measure PyTorch too")
+    add(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help='a setting, such as model.dtype=bfloat16, loss.matcher=device, mesh.fsdp="2"',
+        help="a setting, such as model.dtype=bfloat16, loss.matcher=device, mesh.fsdp=2",
     )
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def load_settings(options: argparse.Namespace) -> Settings:
     """The config with the command line's changes; label counts are the published ones."""
-    path, _, argument = options.config.partition(":")
-    values = runpy.run_path(path)["values"](argument or None)
-    if options.tasks:
-        values["tasks"] = {name: values["tasks"].get(name, {}) for name in options.tasks.split(",")}
-    values["train"].update(batch_size=options.batch)
-    values["model"]["text_encoder"]["vocab_size"] = (
-        values["model"]["text_encoder"]["vocab_size"] or 1000
-    )
-    for change in options.set:
-        key, _, value = change.partition("=")
-        *groups, name = key.split(".")
-        group = values
-        for part in groups:
-            group = group.get(part, {})
-        if name not in group:
-            raise SystemExit(f"error: --set {change}: the config has no {key}")
-        group[name] = (
-            type(group[name])(json.loads(value.lower())) if _is_number(group[name]) else (value)
-        )
+    path, _, variants = options.config.partition(":")
+    variants = ",".join(filter(None, [variants, options.tasks]))
     try:
-        settings = settings_lib.from_config(values)
-    except ValueError as error:
+        config = runpy.run_path(path)["get_config"](variants)
+        config.train.batch_size = options.batch
+        text = config.model.text_encoder
+        text.vocab_size = text.vocab_size or 1000
+        for change in options.set:
+            key, _, value = change.partition("=")
+            config.update_from_flattened_dict({key: _literal(value)})
+        settings = settings_lib.from_config(config)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
-    most = min(
-        [settings.data.max_objects]
-        + [spec.num_queries for spec in settings.tasks.values() if spec.kind == "detection"]
-    )
+    queries = [spec.num_queries for spec in settings.tasks.values() if spec.kind == "detection"]
+    most = min([settings.data.max_objects, *queries])
     if options.objects > most:
         raise SystemExit(f"error: --objects {options.objects}: the config has room for {most}")
     return settings
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (bool, int, float))
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def made_up_batch(spec: TaskSpec, settings: Settings, options: argparse.Namespace) -> Batch:
-    """A batch of noise: full images and texts, `--objects` objects each."""
+    """A batch of noise: full images and texts, `--objects` objects each; NumPy arrays."""
     rng = np.random.default_rng(spec.index)
-    height, width = map(int, options.image.split("x"))
+    bucket = tuple(map(int, options.image.split("x")))
     tokens = min(options.tokens, spec.max_tokens)
     spec = dataclasses.replace(spec, max_tokens=tokens)
     mesh = partitioning.make_mesh(settings.mesh)
     shapes = train_step_lib.batch_shapes(
-        spec, (height, width) if spec.has_image else (tokens,), settings, mesh
+        spec, bucket if spec.has_image else (tokens,), settings, mesh
     )
-    batch = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-    size = options.batch
-    if spec.has_image:
-        batch = batch.replace(
-            images=rng.integers(0, 256, batch.images.shape, np.uint8),
-            image_sizes=np.tile(np.int32([height, width]), (size, 1)),
-        )
-    if spec.has_text:
-        ids = rng.integers(1, settings.model.text_encoder.vocab_size, (size, tokens), np.int32)
-        segments = np.int32(np.arange(tokens) >= tokens // 2)
-        batch = batch.replace(
-            input_ids=ids,
-            token_mask=np.ones((size, tokens), bool),
-            segment_ids=np.tile(segments, (size, 1)),
-        )
-    targets = batch.targets
-    if spec.kind == "detection":
-        real = np.arange(settings.data.max_objects) < options.objects
-        extent = rng.uniform(0.05, 0.5, (*targets.boxes_cxcywh.shape[:2], 2))
-        centre = extent / 2 + rng.uniform(size=extent.shape) * (1 - extent)
-        boxes = np.concatenate([centre, extent], -1) * real[:, None]
-        targets = targets.replace(
-            boxes_cxcywh=np.float32(boxes),
-            labels=rng.integers(0, spec.num_labels, targets.labels.shape, np.int32) * real,
-            object_mask=np.tile(real, (size, 1)),
-        )
-        targets = targets.replace(labels=np.int32(targets.labels))
-        if spec.num_attributes:
-            attributes = np.full(targets.attributes.shape, -1, np.int32)
-            attributes[..., :2] = rng.integers(
-                0, spec.num_attributes, (*attributes.shape[:2], 2), np.int32
-            )
-            targets = targets.replace(attributes=attributes)
-    elif spec.soft_targets:
-        scores = rng.uniform(size=targets.answer_scores.shape) < 3 / spec.num_labels
-        targets = targets.replace(answer_scores=np.float32(scores))
-    else:
-        targets = targets.replace(labels=rng.integers(0, spec.num_labels, size, np.int32))
-    return batch.replace(targets=targets)
+    vocabulary = settings.model.text_encoder.vocab_size
+    make = dict(
+        index=lambda shape: np.arange(*shape),
+        images=lambda shape: rng.integers(0, 256, shape),
+        image_sizes=lambda shape: np.broadcast_to(bucket, shape),
+        input_ids=lambda shape: rng.integers(1, vocabulary, shape),
+        token_mask=np.ones,
+        segment_ids=lambda shape: np.broadcast_to(np.arange(tokens) >= tokens // 2, shape),
+        boxes_cxcywh=lambda shape: rng.uniform(0.25, 0.5, shape),
+        labels=lambda shape: rng.integers(0, spec.num_labels, shape),
+        # Two real ones, 14 unused slots.
+        attributes=lambda shape: np.where(
+            np.arange(shape[-1]) < 2, rng.integers(0, spec.num_attributes, shape), -1
+        ),
+        object_mask=lambda shape: np.broadcast_to(np.arange(shape[1]) < options.objects, shape),
+        answer_scores=lambda shape: rng.uniform(size=shape) < 3 / spec.num_labels,
+    )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: make[path[-1].name](leaf.shape).astype(leaf.dtype), shapes
+    )
 
 
 class Ours:
-    """The train step as training runs it."""
+    """The train step as training runs it.
+
+    Attributes:
+      parameters: their number.
+      matching_ms: what the device waited for the host in the last step.
+    """
 
     def __init__(self, settings: Settings):
-        self.settings = settings
-        self.mesh = partitioning.make_mesh(settings.mesh)
+        self._settings = settings
+        self._mesh = partitioning.make_mesh(settings.mesh)
         model = Unit(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
         if any(spec.has_image for spec in settings.tasks.values()):
             # Statistics as of a trained network, so that numbers stay small.
             pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
             model.calibrate(pixels, np.array([[64, 64]]))
-        self.graph, params, statistics = functional.split(model)
-        del model
+        self._graph, params, statistics = functional.split(model)
+        del model  # its arrays are given away with the state
         optimizer = optim.Optimizer(settings.optimizer, settings.train.steps)
         state = train_step_lib.TrainState(params, statistics, optimizer.init(params))
-        self.state = partitioning.place(state, self.mesh)
-        self.train_step = train_step_lib.TrainStep(self.graph, settings, optimizer, self.mesh)
-        self.compile_seconds: dict[str, dict[str, float]] = {}
-        self.flops: dict[str, float] = {}
-        self.temporary_bytes: dict[str, int] = {}
-        self._evaluate = jax.jit(self._evaluation_loss)
+        self._state = partitioning.place(state, self._mesh)
+        self._train_step = train_step_lib.TrainStep(self._graph, settings, optimizer, self._mesh)
+        self.parameters = sum(x.size for x in params.values())
+        self.matching_ms = 0.0
 
-    def prepare(self, task: str, batch: Batch) -> None:
-        """Compiles the programs of a batch like this one."""
-        seconds, flops, temporary = {}, 0.0, 0
-        on_device = self.put(batch)
+    def mmf_weights(self) -> dict[str, np.ndarray]:
+        """The model under MMF's names."""
+        arrays = {**self._state.params, **self._state.statistics}
+        return mmf.to_mmf({path: np.asarray(x) for path, x in arrays.items()})
+
+    def compile(self, batch: Batch) -> dict[str, Any]:
+        """Compiles the programs of a step; what that took and what XLA says about them."""
+        seconds, flops, memory = {}, 0.0, 0
         start = time.perf_counter()
-        for name, lowered in self.train_step.lower(self.state, on_device):
+        for name, lowered in self._train_step.lower(self._state, self.put(batch)):
             compiled = lowered.compile()
             seconds[name] = time.perf_counter() - start
             flops += (lowered.cost_analysis() or {}).get("flops", math.nan)
-            memory = compiled.memory_analysis()
-            temporary = max(temporary, getattr(memory, "temp_size_in_bytes", 0))
+            plan = compiled.memory_analysis()
+            memory = max(
+                memory,
+                plan.argument_size_in_bytes
+                + plan.output_size_in_bytes
+                - plan.alias_size_in_bytes
+                + plan.temp_size_in_bytes,
+            )
             start = time.perf_counter()
-        self.compile_seconds[task] = seconds
-        self.flops[task], self.temporary_bytes[task] = flops, temporary
+        return dict(flops_xla=flops, memory_bytes=memory, compile_seconds=seconds)
 
     def put(self, batch: Batch) -> Batch:
-        return partitioning.to_devices(batch, self.mesh)
+        """The batch, on its way to the devices."""
+        return partitioning.to_devices(batch, self._mesh)
 
-    def step(self, task: str, batch: Batch) -> None:
-        self.state, self.logs = self.train_step(self.state, batch)
+    def step(self, batch: Batch) -> None:
+        """One update."""
+        self._state, logs = self._train_step(self._state, batch)
+        self.matching_ms = float(logs.get("matching_ms", 0.0))
 
-    def synchronise(self) -> None:
-        jax.block_until_ready(self.state)
+    def synchronise(self, *others) -> None:
+        """Waits for the last step, and for the others."""
+        jax.block_until_ready((self._state, others))
 
-    @property
-    def matching_ms(self) -> float:
-        return float(self.logs.get("matching_ms", 0.0))
-
-    def device_matching_ms(self, task: str, batch: Batch) -> float:
-        """What the solver on the device takes for the costs of this batch."""
-        spec = self.settings.tasks[task]
-        costs = np.random.default_rng(0).normal(
-            size=(
-                self.settings.model.decoder.layers,
-                len(batch.index),
-                spec.num_queries,
-                self.settings.data.max_objects,
-            )
-        )
-        solve = jax.jit(self.train_step.gradients.match_on_device)
+    def device_matching_ms(self, batch: Batch) -> float:
+        """What the solver on the device takes for random costs of this batch's sizes."""
+        layers = self._settings.model.decoder.layers if self._settings.loss.auxiliary else 1
+        queries = self._settings.tasks[batch.task].num_queries
+        examples, objects = batch.targets.object_mask.shape
+        costs = np.random.default_rng(0).normal(size=(layers, examples, queries, objects))
         arguments = (
-            partitioning.to_devices(np.float32(costs), self.mesh, axis=1),
-            partitioning.to_devices(batch.targets.object_mask, self.mesh),
+            partitioning.to_devices(np.float32(costs), self._mesh, axis=1),
+            partitioning.to_devices(batch.targets.object_mask, self._mesh),
         )
-        jax.block_until_ready(solve(*arguments))
-        took = []
-        for _ in range(3):
+        solve = jax.jit(self._train_step.gradients.match_on_device)
+        milliseconds = []
+        for _ in range(4):
             start = time.perf_counter()
             jax.block_until_ready(solve(*arguments))
-            took.append(1000 * (time.perf_counter() - start))
-        return statistics.median(took)
+            milliseconds.append(1000 * (time.perf_counter() - start))
+        return statistics.median(milliseconds[1:])
 
-    def evaluation_loss(self, task: str, batch: Batch) -> float:
+    def evaluation_loss(self, batch: Batch) -> float:
         """The loss without dropout."""
-        spec = self.settings.tasks[task]
-        model = self.state.params, self.state.statistics
-        found = self._evaluate(*model, batch, None)
-        if spec.kind == "detection":
-            matches = matching.match(np.asarray(found), np.asarray(batch.targets.object_mask))
-            found = self._evaluate(*model, batch, matches)
-        return float(found)
+        return float(self._evaluation_loss(self._state.params, self._state.statistics, batch))
 
-    def _evaluation_loss(self, params, statistics, batch: Batch, matches):
-        """The loss; of detection without matches the matching costs."""
-        spec, own = self.settings.tasks[batch.task], self.settings.loss
-        model = functional.merge(self.graph, params, statistics)
+    @functools.partial(jax.jit, static_argnums=0)
+    def _evaluation_loss(self, params, statistics, batch: Batch):
+        spec, own, targets = self._settings.tasks[batch.task], self._settings.loss, batch.targets
+        model = functional.merge(self._graph, params, statistics)
         outputs = model(batch)
         if spec.kind != "detection":
-            return classification.classification_loss(outputs, batch.targets, spec, own)[0]
-        if matches is None:
-            return matching.cost_matrix(outputs, batch.targets, own)
-
-        def attributes(hidden_states, class_ids):
-            return model.attribute_logits(batch.task, hidden_states, class_ids)
-
-        loss, _ = detection.detection_loss(
-            outputs, batch.targets, matches, own, spec, attributes if spec.num_attributes else None
+            return classification.classification_loss(outputs, targets, spec, own)[0]
+        costs = matching.cost_matrix(outputs, targets, own)
+        matches = matching.match_on_device(costs, targets.object_mask)
+        head = (
+            functools.partial(model.attribute_logits, batch.task) if spec.num_attributes else None
         )
-        return loss
+        return detection.detection_loss(outputs, targets, matches, own, spec, head)[0]
 
 
-def make_references(options: argparse.Namespace, settings: Settings, ours: Ours) -> dict[str, Any]:
-    """PyTorch's models by name: one, and on a GPU also with autocast and torch.compile."""
+def references(options: argparse.Namespace, settings: Settings, ours: Ours) -> dict[str, Any]:
+    """PyTorch's sides by name: one, and on a GPU another with torch.compile."""
     if options.reference == "none":
         return {}
     try:
@@ -339,126 +303,108 @@ def make_references(options: argparse.Namespace, settings: Settings, ours: Ours)
         raise SystemExit(
             f'error: --reference torch: {error}; install it: pip install "unit-jax[benchmark]"'
         ) from None
-    arrays = {**ours.state.params, **ours.state.statistics}
-    weights = mmf.to_mmf({path: np.asarray(x) for path, x in arrays.items()})
-    torch = benchmark_torch.torch
-    on_gpu = torch.cuda.is_available()
-    references = {
-        "torch": benchmark_torch.build(settings, weights, settings.model.dtype != "float32")
-    }
-    if on_gpu:
-        compiled = benchmark_torch.build(settings, weights, settings.model.dtype != "float32")
-        compiled.compile()
-        references["torch.compile"] = compiled
-    count = sum(x.size for x in ours.state.params.values())
-    for name, reference in references.items():
-        theirs = sum(p.numel() for p in reference.model.parameters())
-        if theirs != count:
-            raise SystemExit(f"error: {name} has {theirs:,} parameters, ours {count:,}")
-    return references
+    sides = {"torch": benchmark_torch.build(settings, ours.mmf_weights())}
+    if sides["torch"].device.type == "cuda":
+        sides["torch.compile"] = benchmark_torch.build(settings, ours.mmf_weights())
+        sides["torch.compile"].compile()
+    if sides["torch"].parameters != ours.parameters:
+        raise SystemExit(
+            f"error: torch has {sides['torch'].parameters:,} parameters, ours {ours.parameters:,}"
+        )
+    return sides
 
 
-def check_losses(sides: dict[str, Any], task: str, batch: Batch, settings: Settings) -> None:
+def check_losses(sides: dict[str, Any], batch: Batch, tolerance: float) -> None:
     """Ends the run unless all sides give the same loss without dropout (before any update)."""
-    if len(sides) == 1:
-        return
-    losses = {name: side.evaluation_loss(task, side.put(batch)) for name, side in sides.items()}
-    print(f"{task}: loss without dropout", *(f"{name} {x:.6g}" for name, x in losses.items()))
-    for loss in losses.values():
-        if not abs(loss - losses["ours"]) <= SAME_LOSS[settings.model.dtype] * abs(loss):
-            raise SystemExit(f"error: {task}: the losses differ: {losses}")
+    losses = {name: side.evaluation_loss(side.put(batch)) for name, side in sides.items()}
+    told = f"{batch.task}: loss without dropout: {losses}"
+    print(told, file=sys.stderr)
+    if not all(math.isclose(loss, losses["ours"], rel_tol=tolerance) for loss in losses.values()):
+        raise SystemExit(f"error: {told}; these differ by more than {tolerance:g}")
 
 
 def measure(
-    sides: dict[str, Any], task: str, batch: Batch, blocks: int, steps: int
-) -> dict[str, Times]:
-    """Times of each side; they take turns, a block of steps each."""
+    sides: dict[str, Any], batch: Batch, blocks: int, steps: int
+) -> dict[str, dict[str, float]]:
+    """Milliseconds of a step and of its parts (PARTS), by side: medians over blocks of steps.
+
+    The sides take turns, and who begins changes from block to block.
+    """
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in sides}
     for side in sides.values():
-        if isinstance(side, Ours):
-            side.prepare(task, batch)
-        run_block(side, task, batch, 1)
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sides}
+        run_block(side, batch, 1)
     for block in range(blocks):
         for name in list(sides)[:: 1 if block % 2 == 0 else -1]:
-            side = sides[name]
             gc.collect()
-            each = run_block(side, task, batch, steps)
-            start = time.perf_counter()
-            on_device = side.put(batch)
-            if isinstance(side, Ours):
-                jax.block_until_ready(on_device)
-            side.synchronise()
-            put = 1000 * (time.perf_counter() - start)
-            found[name].append((each, put, side.matching_ms))
+            found[name].append(run_block(sides[name], batch, steps))
     return {
-        name: Times(*(statistics.median(column) for column in zip(*times, strict=True)))
+        name: dict(zip(PARTS, map(statistics.median, zip(*times, strict=True)), strict=True))
         for name, times in found.items()
     }
 
 
-def run_block(side: Any, task: str, batch: Batch, steps: int) -> float:
-    """Milliseconds of a step in a row of steps, input included."""
+def run_block(side: Any, batch: Batch, steps: int) -> tuple[float, ...]:
+    """Milliseconds of a step in a row of steps, as PARTS; input is measured after them, alone."""
+    matching_ms = 0.0
     side.synchronise()
     start = time.perf_counter()
     for _ in range(steps):
-        side.step(task, side.put(batch))
+        side.step(side.put(batch))
+        matching_ms += side.matching_ms / steps
     side.synchronise()
-    return 1000 * (time.perf_counter() - start) / steps
+    end = time.perf_counter()
+    side.synchronise(side.put(batch))
+    input_ms = 1000 * (time.perf_counter() - end)
+    step_ms = 1000 * (end - start) / steps
+    return step_ms, input_ms, matching_ms, step_ms - input_ms - matching_ms
 
 
-def describe(
-    task: str, times: dict[str, Times], ours: Ours, batch: Batch, settings: Settings
-) -> dict[str, Any]:
-    """Everything that was found out about a task."""
-    spec, examples = settings.tasks[task], len(batch.index)
-    flops = model_flops(spec, settings, batch)
-    row: dict[str, Any] = dict(
-        task=task,
-        examples=examples,
-        flops_formula=flops,
-        flops_xla=ours.flops[task],
-        peak_memory_bytes=peak_memory(),
-        temporary_bytes=ours.temporary_bytes[task],
-    )
-    for name, time_of in times.items():
-        row[name] = dict(
-            examples_per_second=1000 * examples / time_of.step,
-            ms=time_of.step,
-            ms_input=time_of.input,
-            ms_matching=time_of.matching,
-            ms_device=time_of.device,
-            mfu=utilisation(flops, time_of.step, settings.model.dtype),
-        )
-    if spec.kind == "detection":
-        row["ms_matching_on_device"] = ours.device_matching_ms(task, batch)
-    return row
+def describe(settings: Settings, batch: Batch, times: dict[str, dict[str, float]]) -> dict:
+    """The row of a task."""
+    flops = model_flops(settings.tasks[batch.task], settings, batch)
+    sides = {name: with_rates(time_of, flops, settings) for name, time_of in times.items()}
+    return dict(task=batch.task, flops_formula=flops, sides=sides)
 
 
 def mixture(rows: list[dict[str, Any]], settings: Settings) -> dict[str, Any]:
-    """The mean step, tasks weighted by their sampling ratios."""
+    """The row of the mean step, tasks weighted by their sampling ratios."""
     weights = np.array([settings.ratios[row["task"]] for row in rows])
-    weights = weights / weights.sum()
-    mean = lambda values: float(np.dot(weights, list(values)))  # noqa: E731
-    total: dict[str, Any] = dict(
+
+    def mean(values) -> float:
+        return float(np.average(list(values), weights=weights))
+
+    flops = mean(row["flops_formula"] for row in rows)
+    sides = {}
+    for name in rows[0]["sides"]:
+        parts = {part: mean(row["sides"][name][part] for row in rows) for part in PARTS}
+        sides[name] = with_rates(parts, flops, settings)
+    return dict(
         task="mixture",
-        examples=rows[0]["examples"],
-        flops_formula=mean(row["flops_formula"] for row in rows),
+        flops_formula=flops,
         flops_xla=mean(row["flops_xla"] for row in rows),
-        peak_memory_bytes=max(row["peak_memory_bytes"] for row in rows),
-        temporary_bytes=max(row["temporary_bytes"] for row in rows),
+        memory_bytes=max(row["memory_bytes"] for row in rows),
+        sides=sides,
     )
-    for name in [key for key, value in rows[0].items() if isinstance(value, dict)]:
-        parts = ("ms", "ms_input", "ms_matching", "ms_device")
-        side = {part: mean(row[name][part] for row in rows) for part in parts}
-        side["examples_per_second"] = 1000 * total["examples"] / side["ms"]
-        side["mfu"] = utilisation(total["flops_formula"], side["ms"], settings.model.dtype)
-        total[name] = side
-    return total
+
+
+def with_rates(times: dict[str, float], flops: float, settings: Settings) -> dict[str, Any]:
+    """Times of a step with what follows from them."""
+    return dict(
+        **times,
+        examples_per_second=1000 * settings.train.batch_size / times["ms"],
+        mfu=utilisation(flops, times["ms"], settings.model.dtype),
+    )
 
 
 def model_flops(spec: TaskSpec, settings: Settings, batch: Batch) -> float:
-    """FLOPs of a training step (2 per multiplication with addition): forward, and twice that
-    backward but for the backbone's frozen stages. Matrix products only."""
+    """FLOPs of a training step: forward, and twice that backward but for what is frozen."""
+    learned, frozen = forward_flops(spec, settings, batch)
+    return 3 * learned + frozen
+
+
+def forward_flops(spec: TaskSpec, settings: Settings, batch: Batch) -> tuple[float, float]:
+    """Of the learned part and of the backbone's frozen stages; matrix products and convolutions
+    only, 2 for a multiplication with its addition."""
     model, examples = settings.model, len(batch.index)
     width, mlp = model.decoder.width, model.mlp_width
     learned = frozen = 0.0
@@ -466,24 +412,20 @@ def model_flops(spec: TaskSpec, settings: Settings, batch: Batch) -> float:
     if spec.has_image:
         stages = list(backbone_stages(model.backbone, *batch.images.shape[1:3]))
         prefixes = settings.optimizer.frozen
-        for name, flops, _ in stages:
-            if f"backbone.{name}" in prefixes:
-                frozen += flops
-            else:
-                learned += flops
-        tokens, own = stages[-1][2], model.image_encoder
-        channels = 4 * model.backbone.width * 2 ** (len(model.backbone.depths) - 1)
+        frozen = sum(flops for name, flops, *_ in stages if f"backbone.{name}" in prefixes)
+        learned += sum(flops for _, flops, *_ in stages) - frozen
+        *_, tokens, channels = stages[-1]
+        own = model.image_encoder
         learned += 2 * tokens * channels * own.width
-        with_task = tokens + int(own.task_embedding)
-        learned += own.layers * encoder_layer(with_task, own.width, mlp)
+        learned += own.layers * encoder_layer(tokens + own.task_embedding, own.width, mlp)
         if own.width != width:
             learned += 2 * 2 * tokens * own.width * width
         memory += tokens
     if spec.has_text:
         own = model.text_encoder
         tokens = batch.input_ids.shape[1]
-        layer = encoder_layer(tokens + int(own.task_embedding), own.width, own.mlp_width)
-        learned += own.layers * layer
+        with_task = tokens + own.task_embedding
+        learned += own.layers * encoder_layer(with_task, own.width, own.mlp_width)
         read = 1 if spec.cls_only else tokens
         learned += 2 * read * own.width * width
         memory += read
@@ -500,7 +442,7 @@ def model_flops(spec: TaskSpec, settings: Settings, batch: Batch) -> float:
         learned += 2 * layers * queries * heads
     else:
         learned += 2 * (width**2 + width * spec.num_labels)
-    return examples * (3 * learned + frozen)
+    return examples * learned, examples * frozen
 
 
 def encoder_layer(tokens: int, width: int, mlp: int) -> float:
@@ -508,26 +450,29 @@ def encoder_layer(tokens: int, width: int, mlp: int) -> float:
     return 2 * tokens * (4 * width**2 + 2 * width * mlp) + 2 * 2 * tokens**2 * width
 
 
-def backbone_stages(backbone, height: int, width: int) -> Iterator[tuple[str, float, int]]:
-    """(name, forward FLOPs of an image, places of the output) of the stem and the stages."""
+def backbone_stages(
+    backbone: BackboneSettings, height: int, width: int
+) -> Iterator[tuple[str, float, int, int]]:
+    """(name, forward FLOPs of an image, places and channels of the output) of stem and stages."""
     half = lambda size: (size + 1) // 2  # noqa: E731
     height, width = half(height), half(width)
-    yield "conv1", 2 * height * width * 49 * 3 * backbone.width, height * width
+    yield "conv1", 2 * height * width * 49 * 3 * backbone.width, height * width, backbone.width
     height, width = half(height), half(width)
     channels = backbone.width
     for stage, depth in enumerate(backbone.depths):
         inner, flops = backbone.width * 2**stage, 0.0
+        outer = resnet.EXPANSION * inner
         for block in range(depth):
             places = height * width
             flops += 2 * places * channels * inner
             if block == 0 and stage > 0 and not (backbone.dilation and stage == 3):
                 height, width = half(height), half(width)
                 places = height * width
-            flops += 2 * places * (9 * inner**2 + 4 * inner**2)
+            flops += 2 * places * (9 * inner**2 + inner * outer)
             if block == 0:
-                flops += 2 * places * channels * 4 * inner
-            channels = 4 * inner
-        yield f"layer{stage + 1}", flops, height * width
+                flops += 2 * places * channels * outer
+            channels = outer
+        yield f"layer{stage + 1}", flops, height * width, channels
 
 
 def utilisation(flops: float, milliseconds: float, dtype: str) -> float | None:
@@ -540,54 +485,45 @@ def utilisation(flops: float, milliseconds: float, dtype: str) -> float | None:
     return None
 
 
-def peak_memory() -> int:
-    """Bytes: of the first device where it tells, else of this process (both sides together)."""
-    told = jax.devices()[0].memory_stats() or {}
-    unit = 1 if sys.platform == "darwin" else 1024
-    return told.get("peak_bytes_in_use", unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-
-
 def describe_machine() -> str:
     devices = jax.devices()
     return (
-        f"{len(devices)} x {devices[0].device_kind} ({platform.machine()}), jax {jax.__version__}"
+        f"{len(devices)} x {devices[0].device_kind} ({platform.machine()}, {os.cpu_count()} CPU "
+        f"cores), jax {jax.__version__}"
     )
 
 
-def show_progress(row: dict[str, Any]) -> None:
-    sides = {name: value["ms"] for name, value in row.items() if isinstance(value, dict)}
-    print(f"{row['task']}:", *(f"{name} {ms:.1f} ms" for name, ms in sides.items()), flush=True)
-
-
-def show(rows: list[dict[str, Any]], references: list[str]) -> None:
-    """The table."""
-    columns = ["task", "side", "examples/s", "ms/step", "input", "matching", "device"]
-    columns += ["GFLOPs formula", "XLA", "MFU", "GB", "speed"]
-    table = rich.table.Table(title="training steps, milliseconds")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number > 1 else "left")
-    for row in rows:
-        for name in ["ours", *references]:
-            side = row[name]
-            own = name == "ours"
-            table.add_row(
-                row["task"] if own else "",
-                name,
-                f"{side['examples_per_second']:.2f}",
-                *(f"{side[part]:.1f}" for part in ("ms", "ms_input", "ms_matching", "ms_device")),
-                f"{row['flops_formula'] / 1e9:.0f}" if own else "",
-                f"{row['flops_xla'] / 1e9:.0f}" if own else "",
-                "-" if side["mfu"] is None else f"{side['mfu']:.1%}",
-                f"{row['peak_memory_bytes'] / 1e9:.1f}" if own else "",
-                "" if own else f"ours is {side['ms'] / row['ours']['ms']:.2f} x",
-            )
-    rich.print(table)
-    for row in rows:
+def show(result: dict[str, Any], sides: list[str]) -> None:
+    """Prints the table, then matching on the host beside that on the device, and compilation."""
+    base = "torch" if "torch" in sides else "ours"
+    print(f"{result['parameters']:,} parameters; {result['machine']}\n")
+    print(
+        "| task | side | examples/s | ms/step | input | matching | device | MFU | speed |", end=""
+    )
+    print(" GFLOPs, formula | GFLOPs, XLA | GB |\n|" + " --- |" * 2 + " ---: |" * 10)
+    for row in result["rows"]:
+        for name in sides:
+            side = row["sides"][name]
+            cells = [row["task"], name, f"{side['examples_per_second']:.2f}"]
+            cells += [f"{side[part]:.1f}" for part in PARTS]
+            cells += ["-" if side["mfu"] is None else f"{side['mfu']:.1%}"]
+            cells += [f"{row['sides'][base]['ms'] / side['ms']:.2f}"]
+            if name == "ours":
+                cells += [f"{row[key] / 1e9:.0f}" for key in ("flops_formula", "flops_xla")]
+                cells += [f"{row['memory_bytes'] / 1e9:.2f}"]
+            else:
+                cells += [""] * 3
+            print("|", " | ".join(cells), "|")
+    print()
+    for row in result["rows"]:
+        if "compile_seconds" in row:
+            seconds = (f"{name} {took:.1f} s" for name, took in row["compile_seconds"].items())
+            print(f"{row['task']} compiled:", ", ".join(seconds))
         if "ms_matching_on_device" in row:
             print(
-                f"{row['task']}: the device waits {row['ours']['ms_matching']:.1f} ms a step for "
-                f"the host's matching; the solver on the device takes "
-                f"{row['ms_matching_on_device']:.1f} ms"
+                f"{row['task']}: the device waits {row['sides']['ours']['ms_matching']:.2f} ms a "
+                f"step for the host's matching; the solver on the device takes "
+                f"{row['ms_matching_on_device']:.2f} ms"
             )
 
 

@@ -6,11 +6,11 @@ norm, DETR's encoder and decoder, BERT, the heads, matching by scipy, DETR's set
 has what one step needs and nothing else; padding is not masked inside the backbone.
 """
 
-import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -268,10 +268,8 @@ class Unit(nn.Module):
         height, width = pixels.shape[2:]
         real = _inside(batch["image_sizes"], height, width)
         pixels = ((pixels - mean) / std) * real[:, None]
-        # The layout that PyTorch's convolutions like.
-        features = base.input_proj(
-            base.backbone[0].body(pixels.contiguous(memory_format=torch.channels_last))
-        )
+        pixels = pixels.contiguous(memory_format=torch.channels_last)  # as `build` lays weights out
+        features = base.input_proj(base.backbone[0].body(pixels))
         real = F.interpolate(real[:, None].float(), features.shape[2:])[:, 0].bool()
         positions = sine_positions(real, features.shape[1]).to(features.dtype)
         x, positions = features.flatten(2).mT, positions.flatten(1, 2)
@@ -359,16 +357,14 @@ def generalised_iou(a, b):
 
 @dataclasses.dataclass
 class Reference:
-    """A model with its optimiser, on a device.
+    """A model with its optimiser; computes in `model.dtype` of the settings by autocast.
 
     Attributes:
       matching_ms: what matching took in the last step, the wait for the costs not counted.
     """
 
     settings: Settings
-    device: torch.device
     model: Unit
-    autocast: bool = False
     matching_ms: float = 0.0
 
     def __post_init__(self):
@@ -384,12 +380,21 @@ class Reference:
         )
         self._forward = self.model
 
+    @property
+    def device(self) -> torch.device:
+        return self._learned[0].device
+
+    @property
+    def parameters(self) -> int:
+        """Their number."""
+        return sum(p.numel() for p in self.model.parameters())
+
     def compile(self) -> None:
         """torch.compile of the model."""
         self._forward = torch.compile(self.model)
 
-    def put(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The batch on the device."""
+    def put(self, batch: Batch) -> dict[str, Any]:
+        """The batch on the device: its task, and its arrays by name."""
         given = {**vars(batch), **vars(batch.targets)}
         tensors = {
             name: torch.from_numpy(np.asarray(x)).to(self.device, non_blocking=True)
@@ -397,31 +402,35 @@ class Reference:
             if isinstance(x, np.ndarray)
         }
         wide = ("input_ids", "segment_ids", "labels", "attributes")
-        return {name: x.long() if name in wide else x for name, x in tensors.items()}
+        tensors |= {name: x.long() for name, x in tensors.items() if name in wide}
+        return {"task": batch.task, **tensors}
 
-    def synchronise(self) -> None:
+    def synchronise(self, *others) -> None:
+        """Waits for all that was started."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def evaluation_loss(self, task: str, batch) -> float:
+    def evaluation_loss(self, batch: Mapping[str, Any]) -> float:
         """The loss without dropout."""
         self.model.eval()
         with torch.no_grad():
-            loss = float(self.loss(task, batch))
+            loss = float(self.loss(batch))
         self.model.train()
         return loss
 
-    def step(self, task: str, batch) -> None:
+    def step(self, batch: Mapping[str, Any]) -> None:
         """One update."""
-        self.loss(task, batch).backward()
+        self.matching_ms = 0.0
+        self.loss(batch).backward()
         torch.nn.utils.clip_grad_norm_(self._learned, self.settings.optimizer.clip_norm)
         self._optimizer.step()
         # Zeros, as the reference leaves behind: whatever was reached once is always updated.
         self._optimizer.zero_grad(set_to_none=False)
 
-    def loss(self, task: str, batch) -> torch.Tensor:
-        low = torch.autocast(self.device.type, torch.bfloat16) if self.autocast else None
-        with low or contextlib.nullcontext():
+    def loss(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        task = batch["task"]
+        low = self.settings.model.dtype == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
             hidden, logits, boxes = self._forward(task, batch)
             spec = self.settings.tasks[task]
             if boxes is not None:
@@ -494,7 +503,7 @@ class Reference:
         return queries
 
 
-def build(settings: Settings, weights: Mapping[str, np.ndarray], autocast: bool) -> Reference:
+def build(settings: Settings, weights: Mapping[str, np.ndarray]) -> Reference:
     """The model with these weights (MMF's names), on the GPU where there is one.
 
     Raises:
@@ -512,4 +521,5 @@ def build(settings: Settings, weights: Mapping[str, np.ndarray], autocast: bool)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
-    return Reference(settings, device, model.to(device).train(), autocast)
+    # Channels last is what PyTorch's convolutions are fastest with.
+    return Reference(settings, model.train().to(device, memory_format=torch.channels_last))
