@@ -19,6 +19,6 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)  # for commands that tests 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
-    """Programs are freed after each file: hundreds of them alive at once crash XLA's CPU backend."""
+    """Frees programs after each file: hundreds alive at once crash XLA's CPU backend."""
     yield
     jax.clear_caches()
