@@ -74,6 +74,7 @@ def test_eight_devices_update_as_one_does(steps):
     assert not any("pooler" in p or p == "backbone.conv1.kernel" for p in moved)
 
 
+@pytest.mark.slow
 def test_the_solver_on_the_device_gives_the_same_losses(steps):
     _, on_host = steps(1)
     _, on_device = steps(1, "device")

@@ -89,13 +89,14 @@ def test_parts_must_divide_the_batch():
 @pytest.mark.parametrize(
     "kind, policy",
     [
-        ("vision_language", "everything"),
+        ("language", "everything"),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
                 ("detection", "layers"),
                 ("detection", "everything"),
                 ("vision_language", "layers"),
+                ("vision_language", "everything"),
             )
         ),
     ],
