@@ -11,14 +11,14 @@ def values(arg: str | None = None) -> dict:
     config = unit.values(arg)
     tasks = config["tasks"]
     for name, ratio, queries in (
-        ("coco", 0.25, 8),
-        ("visual_genome", 0.12, 8),
+        ("coco", 0.20, 8),
+        ("visual_genome", 0.11, 8),
         ("vqa2", 0.15, 4),
-        ("snli_ve", 0.14, 4),
-        ("qnli", 0.10, 4),
-        ("mnli", 0.12, 4),
-        ("qqp", 0.08, 4),
-        ("sst2", 0.04, 4),
+        ("snli_ve", 0.12, 4),
+        ("qnli", 0.12, 4),
+        ("mnli", 0.14, 4),
+        ("qqp", 0.10, 4),
+        ("sst2", 0.06, 4),
     ):
         tasks[name].update(ratio=ratio, num_queries=queries)
         if name not in ("coco", "visual_genome"):
@@ -65,10 +65,10 @@ def values(arg: str | None = None) -> dict:
         prefetch=4,
     )
     config["train"].update(
-        steps=12_000,
+        steps=11_400,
         batch_size=32,
         eval_batch_size=50,
-        eval_every=4000,
+        eval_every=3800,
         checkpoint_every=500,
         log_every=50,
         max_to_keep=2,
