@@ -51,10 +51,12 @@ class UpdateInfo(NamedTuple):
     Attributes:
       grad_norm: L2 norm of all gradients before clipping.
       learning_rate: the rate of everything but the backbone.
+      bad_step: nothing was updated.
     """
 
     grad_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
+    bad_step: Bool[Array, ""]
 
 
 def group_of(path: str) -> str:
@@ -136,8 +138,12 @@ class Optimizer:
         state: OptimizerState,
         params: Mapping[str, Array],
         used: Collection[str] | Mapping[str, bool | Bool[Array, ""]],
+        usable: bool | Bool[Array, ""] = True,
     ) -> tuple[Params, OptimizerState, UpdateInfo]:
         """One update; a pure function that can be jitted (with `used` static).
+
+        Where `usable` is False or the gradients' norm is not finite, nothing changes but the step's
+        number.
 
         Args:
           grads: gradient per path, averaged over devices; paths that are frozen or not in `used`
@@ -154,8 +160,8 @@ class Optimizer:
         self._check(grads, state, params, used)
         reached = {path: grads[path] for path in state.mu if path in used}
         norm = optax.tree.norm(reached)
+        good = jnp.isfinite(norm) & usable
         clip = jnp.minimum(1, self.settings.clip_norm / (norm + 1e-6))
-        reached = {path: (g * clip).astype(g.dtype) for path, g in reached.items()}
         takes_part = self._takes_part(reached, state, used)
         rates = {
             group: self.learning_rate(path, state.step)
@@ -166,15 +172,19 @@ class Optimizer:
         new_params, counts, mu, nu = dict(params), {}, {}, {}
         for path in state.mu:
             old = (params[path], state.mu[path], state.nu[path], state.counts[path])
-            active = takes_part[path]
-            if active is not False:
-                new = self._adam_w(*old, reached.get(path), rates[group_of(path)])
-                old = new if active is True else _where(active, new, old)
-            new_params[path], mu[path], nu[path], counts[path] = old
+            if takes_part[path] is False:
+                new = old
+            else:
+                new = self._adam_w(
+                    *old, reached.get(path), clip, rates[group_of(path)], good & takes_part[path]
+                )
+            new_params[path], mu[path], nu[path], counts[path] = new
         return (
             new_params,
             OptimizerState(state.step + 1, counts, mu, nu),
-            UpdateInfo(norm, self.settings.learning_rate * self.learning_rate_factor(state.step)),
+            UpdateInfo(
+                norm, self.settings.learning_rate * self.learning_rate_factor(state.step), ~good
+            ),
         )
 
     def _takes_part(
@@ -194,21 +204,36 @@ class Optimizer:
             nonzero[tensor] = jnp.any(grad != 0) | nonzero.get(tensor, False)
         return {path: nonzero.get(reference_tensor(path), False) for path in state.mu}
 
-    def _adam_w(self, param, mu, nu, count, grad: Array | None, rate):
-        """The new (param, mu, nu, count); `grad` None is a zero gradient."""
+    def _adam_w(self, param, mu, nu, count, grad: Array | None, clip, rate, active):
+        """The new (param, mu, nu, count); `grad` None is a zero gradient.
+
+        Where `active` is False nothing changes, because every factor is neutral: choosing between
+        new and old arrays afterwards costs several times more.
+        """
+
+        def unless_idle(value, neutral):
+            return jnp.where(active, value, neutral)
+
         settings = self.settings
         b1, b2 = settings.b1, settings.b2
-        count = count + 1
-        mu, nu = b1 * mu, b2 * nu
-        if grad is not None:
-            mu, nu = mu + (1 - b1) * grad, nu + (1 - b2) * grad * grad
+        new_count = count + 1
         # 1 - b**t; float32 would lose half its digits in the subtraction.
-        remaining1 = -jnp.expm1(count * math.log(b1))
-        remaining2 = -jnp.expm1(count * math.log(b2))
+        remaining1 = -jnp.expm1(new_count * math.log(b1))
+        remaining2 = -jnp.expm1(new_count * math.log(b2))
+        rate = unless_idle(rate, 0)
         step = rate * jnp.sqrt(remaining2) / remaining1
+        mu, nu = mu * unless_idle(b1, 1), nu * unless_idle(b2, 1)
+        if grad is not None:
+            grad = unless_idle((grad * clip).astype(grad.dtype), 0)
+            mu, nu = mu + (1 - b1) * grad, nu + (1 - b2) * grad * grad
         new = param - step * mu / (jnp.sqrt(nu) + settings.eps)
         new = new - rate * settings.weight_decay * new
-        return new.astype(param.dtype), mu.astype(param.dtype), nu.astype(param.dtype), count
+        return (
+            new.astype(param.dtype),
+            mu.astype(param.dtype),
+            nu.astype(param.dtype),
+            unless_idle(new_count, count),
+        )
 
     def _check(self, grads, state: OptimizerState, params, used: Collection[str]) -> None:
         expected = {path for path in params if not self.is_frozen(path)}
@@ -221,7 +246,3 @@ class Optimizer:
         missing = sorted(path for path in expected if path in used and path not in grads)
         if missing:
             raise ValueError(f"no gradient for {len(missing)} used parameters, e.g. {missing[0]}")
-
-
-def _where(condition: Array, new: tuple, old: tuple) -> tuple:
-    return tuple(jnp.where(condition, n, o) for n, o in zip(new, old, strict=True))

@@ -311,17 +311,11 @@ class Update:
 
     def _update(self, state: TrainState, grads: Flat, flags: dict[str, jax.Array], loss):
         used = {path: flags.get(path, True) for path in grads}
-        params, opt_state, info = self._optimizer.update(grads, state.optimizer, state.params, used)
-        good = jnp.isfinite(info.grad_norm) & jnp.isfinite(loss)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old),
-            (params, opt_state),
-            (dict(state.params), state.optimizer),
+        params, opt_state, info = self._optimizer.update(
+            grads, state.optimizer, state.params, used, usable=jnp.isfinite(loss)
         )
-        opt_state = opt_state._replace(step=state.optimizer.step + 1)
         params, opt_state = partitioning.constrain((params, opt_state), self._mesh)
-        logs = {**info._asdict(), "bad_step": ~good}
-        return state.replace(params=params, optimizer=opt_state), logs
+        return state.replace(params=params, optimizer=opt_state), info._asdict()
 
     def _plan(self, params: Flat, task: str) -> tuple[dict[str, bool], list[str]]:
         if task not in self._plans:
