@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from unit_jax.models import resnet
@@ -121,12 +122,22 @@ def test_text_layers_use_exact_gelu_and_no_relu():
     assert layer.norm1.eps == 1e-12
 
 
-def test_dropout_keeps_the_mean():
-    x = np.ones((200, 200), np.float32)
+@pytest.mark.parametrize("width", [200, 201])
+def test_dropout_keeps_the_mean(width):
+    x = np.ones((200, width), np.float32)
     dropped = dropout(x, 0.25, jax.random.key(0))
     assert set(np.unique(dropped)) == {0, np.float32(1 / 0.75)}
     np.testing.assert_allclose(dropped.mean(), 1, atol=0.01)
     np.testing.assert_array_equal(dropout(x, 0.25, None), x)
+
+
+def test_neighbours_are_dropped_independently():
+    """Two elements share a random word."""
+    dropped = np.asarray(dropout(np.ones((1000, 400), np.float32), 0.1, jax.random.key(1))) == 0
+    pairs = dropped.reshape(-1, 2)
+    np.testing.assert_allclose(pairs.mean(0), 0.1, atol=3e-3)
+    np.testing.assert_allclose((pairs[:, 0] & pairs[:, 1]).mean(), 0.01, atol=1e-3)
+    assert not (dropped == dropped[0]).all(1)[1:].any()
 
 
 def test_keys_differ_and_repeat():
