@@ -26,12 +26,12 @@ def test_programs_compiled_after_warm_up_are_counted(tmp_path):
     step = jax.jit(lambda x: x * 2 + 1)
     inputs = [jnp.zeros(n) for n in (3, 5, 3, 5)]
     other = jnp.zeros(3, jnp.bfloat16)  # its name does not tell that it needs another program
-    before = log.compilations
+    before = log.compiled.programs
     for n, x in enumerate(inputs, start=1):
         with log.program(("coco", x.shape)):
             step(x)
         log.step(n, "coco", {"loss": jnp.zeros(())}, 1)
-    assert log.compilations - before >= 2 and log.recompilations == 0
+    assert log.compiled.programs - before >= 2 and log.recompilations == 0
     with log.program(("coco", other.shape)):
         step(other)
     assert log.recompilations == 1

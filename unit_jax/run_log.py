@@ -16,12 +16,11 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from unit_jax import distributed
+from unit_jax import compilation, distributed
 from unit_jax.settings import TrainSettings
 
 FILE = "metrics.jsonl"
 _FLAGS = ("bad_step", "bad_costs")  # of a step's logs; the rest are numbers to be averaged
-_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 class RunLog:
@@ -70,10 +69,8 @@ class RunLog:
         self._examples = 0
         self._since = time.perf_counter()
         self._seen: set[Hashable] = set()
-        self.compilations = 0
+        self.compiled = compilation.Counter()
         self.recompilations = 0
-        self.compile_seconds = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
     def step(
         self, step: int, task: str, logs: Mapping[str, jax.Array | float], examples: int
@@ -91,10 +88,10 @@ class RunLog:
 
         What is compiled in it later counts as `recompilations`.
         """
-        before = self.compilations
+        before = self.compiled.programs
         yield
         if name in self._seen:
-            self.recompilations += self.compilations - before
+            self.recompilations += self.compiled.programs - before
         self._seen.add(name)
 
     def flush(self, step: int) -> None:
@@ -129,7 +126,7 @@ class RunLog:
         }
         record["train/examples_per_second"] = self._examples / seconds
         record["train/bad_steps"] = self._bad_steps
-        record["train/compilations"] = self.compilations
+        record["train/compilations"] = self.compiled.programs
         record["train/recompilations"] = self.recompilations
         self._pending, self._examples, self._since = [], 0, time.perf_counter()
         self.write(step, record)
@@ -177,12 +174,7 @@ class RunLog:
         self.sync()
         self._file.close()
         self._board.close()
-        jax.monitoring.unregister_event_duration_listener(self._on_event)
-
-    def _on_event(self, event: str, seconds: float, **_: Any) -> None:
-        if event == _COMPILE_EVENT:
-            self.compilations += 1
-            self.compile_seconds += seconds
+        self.compiled.close()
 
 
 def _cause(logs: Mapping[str, np.ndarray | float]) -> str:

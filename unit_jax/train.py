@@ -10,9 +10,9 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from unit_jax import distributed, evaluate, optim, partitioning, setup
+from unit_jax import compilation, distributed, evaluate, optim, partitioning, setup
 from unit_jax.checkpoints import FOLDER, Checkpoints
-from unit_jax.data import loader, mixture
+from unit_jax.data import loader
 from unit_jax.metrics import report
 from unit_jax.run_log import RunLog
 from unit_jax.train_step import TrainState, TrainStep, batch_shapes
@@ -108,7 +108,7 @@ def train(
                     log.sync()
                     log.restart_clock()
             log.say(
-                f"{log.compilations} programs compiled in {log.compile_seconds:.0f} s, "
+                f"{log.compiled.programs} programs compiled in {log.compiled.seconds:.0f} s, "
                 f"{log.recompilations} of them after warm-up"
             )
     if step < settings.steps:
@@ -122,21 +122,16 @@ def train(
 def compile_ahead(run: setup.Run, train_step: TrainStep, state: TrainState, log: RunLog) -> None:
     """Compiles the programs of all tasks and shapes, so that no step waits for one."""
     settings = run.settings
-    shapes = [
-        (spec, bucket)
-        for spec in settings.tasks.values()
-        if settings.ratios[spec.name] > 0
-        for bucket in mixture.buckets_of(spec, settings.data)
-    ]
-    start, before = time.perf_counter(), log.compilations
+    shapes = compilation.combinations(settings)
+    start, before = time.perf_counter(), log.compiled.programs
     shown = dict(leave=False, dynamic_ncols=True, disable=not distributed.is_first())
     for spec, bucket in tqdm(shapes, "compiling", unit="shape", **shown):
         batch = batch_shapes(spec, bucket, settings, run.mesh)
         with log.program(("train", spec.name, bucket)):
-            for _, program in train_step.lower(state, batch):
-                program.compile()
+            compilation.compile_step(train_step, state, batch)
+    programs = log.compiled.programs - before
     log.say(
-        f"{log.compilations - before} programs for {len(shapes)} combinations of task and shape "
+        f"{programs} programs for {len(shapes)} combinations of task and shape "
         f"compiled (or read from the cache) in {time.perf_counter() - start:.0f} s"
     )
     log.restart_clock()
