@@ -144,7 +144,8 @@ def _language(axes: Axes, panel: Panel, i: int) -> None:
     )  # fmt: skip
     texts = [textwrap.fill(text, 58) for text in (record["text_a"], record["text_b"]) if text]
     axes.text(0.04, 0.88, "\n".join(texts), size=9, color=INK, va="top", linespacing=1.4)
-    _verdict(axes, (0.04, 0.1), (0, 0), said, truth, right, va="bottom")
+    verdict = _verdict(said, truth, right, separator="   ")
+    _write_verdict(axes, (0.04, 0.1), (0, 0), verdict, right, va="bottom")
 
 
 def _caption(axes: Axes, text: str, said: str, truth: str, right: bool) -> None:
@@ -153,15 +154,20 @@ def _caption(axes: Axes, text: str, said: str, truth: str, right: bool) -> None:
         color=INK, va="top", linespacing=1.25,
     )  # fmt: skip
     lines = text.count("\n") + 1
-    _verdict(axes, (0, 0), (0, -7 - 11.5 * lines), said, truth, right, va="top")
+    # A picture's column is too narrow for both labels on one line.
+    verdict = _verdict(said, truth, right, separator="\n    ")
+    _write_verdict(axes, (0, 0), (0, -7 - 11.5 * lines), verdict, right, va="top")
 
 
-def _verdict(axes: Axes, place, offset, said: str, truth: str, right: bool, va: str) -> None:
+def _verdict(said: str, truth: str, right: bool, separator: str) -> str:
+    return f"✓ {said}" if right else f"✗ {said}{separator}(true: {truth})"
+
+
+def _write_verdict(axes: Axes, place, offset, verdict: str, right: bool, va: str) -> None:
     """`place` in fractions of the axes, `offset` in points."""
     axes.annotate(
-        f"✓ {said}" if right else f"✗ {said}   (true: {truth})", place, offset,
-        xycoords="axes fraction", textcoords="offset points", size=9, weight="bold",
-        color=RIGHT if right else WRONG, va=va,
+        verdict, place, offset, xycoords="axes fraction", textcoords="offset points", size=9,
+        weight="bold", color=RIGHT if right else WRONG, va=va, linespacing=1.25,
     )  # fmt: skip
 
 
