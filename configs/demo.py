@@ -10,19 +10,20 @@ def values(arg: str | None = None) -> dict:
     """The settings as a nested dict."""
     config = unit.values(arg)
     tasks = config["tasks"]
-    for name, ratio, queries in (
-        ("coco", 0.20, 8),
-        ("visual_genome", 0.11, 8),
+    for name, ratio, num_queries in (
+        ("coco", 0.25, 8),
+        ("visual_genome", 0.13, 8),
         ("vqa2", 0.15, 4),
-        ("snli_ve", 0.12, 4),
-        ("qnli", 0.12, 4),
-        ("mnli", 0.14, 4),
-        ("qqp", 0.10, 4),
+        ("snli_ve", 0.10, 4),
+        ("qnli", 0.10, 4),
+        ("mnli", 0.12, 4),
+        ("qqp", 0.09, 4),
         ("sst2", 0.06, 4),
     ):
-        tasks[name].update(ratio=ratio, num_queries=queries)
-        if name not in ("coco", "visual_genome"):
-            tasks[name].update(max_tokens=14 if name in ("vqa2", "snli_ve") else 24)
+        if name in tasks:
+            tasks[name].update(ratio=ratio, num_queries=num_queries)
+            if name not in ("coco", "visual_genome"):
+                tasks[name].update(max_tokens=14 if name in ("vqa2", "snli_ve") else 24)
     config["model"].update(
         backbone=dict(depths=(1, 1, 1, 1), width=16, dilation=True, bn_eps=1e-5, calibrate=64),
         image_encoder=dict(width=64, layers=2, residual=True, task_embedding=True),

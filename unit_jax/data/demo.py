@@ -72,9 +72,9 @@ class DemoSettings:
     questions: int = 4
     flickr30k: tuple[int, int, int] = (1500, 150, 150)
     hypotheses: int = 6
-    qnli: tuple[int, int] = (8000, 600)
-    mnli: tuple[int, int] = (8000, 600)
-    qqp: tuple[int, int] = (8000, 600)
+    qnli: tuple[int, int] = (24000, 600)
+    mnli: tuple[int, int] = (24000, 600)
+    qqp: tuple[int, int] = (24000, 600)
     sst2: tuple[int, int] = (8000, 600)
 
     def count(self, task: str, split: int) -> int:

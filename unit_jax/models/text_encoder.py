@@ -57,6 +57,10 @@ class TextEncoder(nnx.Module):
             )
             for _ in range(own.layers)
         )
+        for layer in self.layers:
+            # Fresh keys equal queries, so that equal words attend to each other from the first
+            # step; without that, and without trained weights, comparing texts is learned late.
+            layer.attention.key.kernel = nnx.Param(jnp.copy(layer.attention.query.kernel[...]))
         matrix = nnx.initializers.normal(std)
         self.pooler = Linear(own.width, own.width, rngs=rngs, kernel_init=matrix, zero_bias=True)
         self.memory_projection = Linear(own.width, settings.decoder.width, rngs=rngs)
