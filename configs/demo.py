@@ -11,12 +11,12 @@ def values(arg: str | None = None) -> dict:
     config = unit.values(arg)
     tasks = config["tasks"]
     for name, ratio, num_queries in (
-        ("coco", 0.25, 8),
-        ("visual_genome", 0.13, 8),
-        ("vqa2", 0.15, 4),
-        ("snli_ve", 0.10, 4),
-        ("qnli", 0.10, 4),
-        ("mnli", 0.12, 4),
+        ("coco", 0.24, 8),
+        ("visual_genome", 0.12, 8),
+        ("vqa2", 0.14, 4),
+        ("snli_ve", 0.09, 4),
+        ("qnli", 0.11, 4),
+        ("mnli", 0.15, 4),
         ("qqp", 0.09, 4),
         ("sst2", 0.06, 4),
     ):
@@ -66,10 +66,10 @@ def values(arg: str | None = None) -> dict:
         prefetch=4,
     )
     config["train"].update(
-        steps=11_400,
+        steps=12_000,
         batch_size=32,
         eval_batch_size=50,
-        eval_every=3800,
+        eval_every=4000,
         checkpoint_every=500,
         log_every=50,
         max_to_keep=2,

@@ -316,6 +316,13 @@ def test_initial_values():
     # BERT's 0.02, scaled from its width to this one.
     gaussian("text_encoder.position_embedding", 0.02 * np.sqrt(768 / 24))
     gaussian("text_encoder.layers.0.feed_forward.linear1.kernel", 0.02 * np.sqrt(768 / 24))
+    # Equal words attend to each other.
+    attention = "text_encoder.layers.1.attention"
+    gaussian(f"{attention}.key.kernel", 0.02 * np.sqrt(768 / 24))
+    np.testing.assert_array_equal(
+        params[f"{attention}.key.kernel"], params[f"{attention}.query.kernel"]
+    )
+    assert (params[f"{attention}.value.kernel"] != params[f"{attention}.query.kernel"]).any()
     for path in (
         "text_encoder.layers.0.attention.query.bias",
         "image_encoder.layers.0.attention.query.bias",
