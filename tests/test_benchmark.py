@@ -64,6 +64,8 @@ def test_a_run_is_consistent(tmp_path, capsys):
         assert side["examples_per_second"] == pytest.approx(8 / (side["ms"] / 1000))
         assert row["memory_bytes"] > 4 * result["parameters"]
     assert list(rows["coco"]["compile_seconds"]) == ["forward", "backward", "update"]
+    assert list(rows["coco"]["ms_programs"]) == ["gradients", "update"]
+    assert all(0 < took < 1e5 for took in rows["sst2"]["ms_programs"].values())
     assert rows["coco"]["sides"]["ours"]["ms_matching"] > 0
     assert rows["sst2"]["sides"]["ours"]["ms_matching"] == 0
     # The config's ratios of coco and sst2 are 0.20 and 0.05.

@@ -95,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
     for batch in batches.values():
         times = measure(sides, batch, options.blocks, options.steps)
         rows.append(describe(settings, batch, times) | compiled[batch.task])
+        rows[-1]["ms_programs"] = ours.programs_ms(batch)
         if settings.tasks[batch.task].kind == "detection":
             rows[-1]["ms_matching_on_device"] = ours.device_matching_ms(batch)
         told = {name: f"{side['ms']:.1f} ms" for name, side in rows[-1]["sides"].items()}
@@ -260,6 +261,22 @@ class Ours:
     def synchronise(self, *others) -> None:
         """Waits for the last step, and for the others."""
         jax.block_until_ready((self._state, others))
+
+    def programs_ms(self, batch: Batch, repeats: int = 3) -> dict[str, float]:
+        """What a step's gradients (with matching) and its update take, each alone: the best of
+        some repeats."""
+        batch, best = self.put(batch), dict(gradients=math.inf, update=math.inf)
+        for _ in range(repeats):
+            start = time.perf_counter()
+            logs, grads = jax.block_until_ready(self._train_step.gradients(self._state, batch))
+            middle = time.perf_counter()
+            self._state, _ = jax.block_until_ready(
+                self._train_step.update(self._state, grads, batch.task, logs["loss"])
+            )
+            end = time.perf_counter()
+            best["gradients"] = min(best["gradients"], 1000 * (middle - start))
+            best["update"] = min(best["update"], 1000 * (end - middle))
+        return best
 
     def device_matching_ms(self, batch: Batch) -> float:
         """What the solver on the device takes for random costs of this batch's sizes."""
@@ -520,8 +537,9 @@ def show(result: dict[str, Any], sides: list[str]) -> None:
     print()
     for row in result["rows"]:
         if "compile_seconds" in row:
+            alone = (f"{name} {took:.0f} ms" for name, took in row["ms_programs"].items())
             seconds = (f"{name} {took:.1f} s" for name, took in row["compile_seconds"].items())
-            print(f"{row['task']} compiled:", ", ".join(seconds))
+            print(f"{row['task']}: {', '.join(alone)}; compiled: {', '.join(seconds)}")
         if "ms_matching_on_device" in row:
             print(
                 f"{row['task']}: the device waits {row['sides']['ours']['ms_matching']:.2f} ms a "
