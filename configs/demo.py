@@ -66,10 +66,10 @@ def values(arg: str | None = None) -> dict:
         prefetch=4,
     )
     config["train"].update(
-        steps=12_000,
+        steps=11_000,
         batch_size=32,
         eval_batch_size=50,
-        eval_every=4000,
+        eval_every=5500,
         checkpoint_every=500,
         log_every=50,
         max_to_keep=2,

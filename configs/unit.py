@@ -42,6 +42,7 @@ def values(arg: str | None = None) -> dict:
             mask_padding=True,
             classify_all_layers=False,
             rematerialise="nothing",
+            scan_layers=False,
             attention="plain",
             dtype="float32",
         ),

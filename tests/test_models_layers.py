@@ -1,5 +1,6 @@
 """Layers against loops in float64 NumPy."""
 
+import functools
 import math
 
 import jax
@@ -10,7 +11,15 @@ from flax import nnx
 
 from unit_jax.models import resnet
 from unit_jax.models.image_encoder import sine_positions
-from unit_jax.models.transformer import Attention, EncoderLayer, Keys, LayerNorm, Linear, dropout
+from unit_jax.models.transformer import (
+    Attention,
+    EncoderLayer,
+    Keys,
+    LayerNorm,
+    Linear,
+    dropout,
+    through_layers,
+)
 from unit_jax.settings import BackboneSettings
 
 NO_DROPOUT = Keys(None)
@@ -110,6 +119,38 @@ def test_post_norm_and_pre_norm_order():
             y = layer.norm1(x + attend(x))
             expected = layer.norm2(y + layer.feed_forward(y, NO_DROPOUT))
         np.testing.assert_allclose(layer(x, positions, mask, NO_DROPOUT), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_layers_in_a_loop_are_the_layers_one_by_one(recompute):
+    """Outputs and gradients, with dropout."""
+    layers = nnx.List([EncoderLayer(8, 2, 16, 0.3, 0.3, rngs=nnx.Rngs(i)) for i in range(3)])
+    graph, params = nnx.split(layers)
+    x, mask = array(2, 4, 8), np.array([[True] * 4, [True] * 2 + [False] * 2])
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def run(params, scan):
+        def loss(params):
+            last, outputs = through_layers(
+                nnx.merge(graph, params),
+                jnp.asarray(x),
+                lambda layer, x, keys: layer(x, None, mask, keys),
+                Keys(jax.random.key(5)),
+                recompute=recompute,
+                scan=scan,
+            )
+            return (outputs**2 * (1 + last)).sum(), (last, outputs)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    found, wanted = run(params, True), run(params, False)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), found, wanted)
+    last, outputs = wanted[1]
+    np.testing.assert_array_equal(last, outputs[2])
+    expected, keys = x, Keys(jax.random.key(5))
+    for layer, output in zip(layers, outputs, strict=True):
+        expected = layer(expected, None, mask, Keys(keys()))
+        np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
 def test_text_layers_use_exact_gelu_and_no_relu():

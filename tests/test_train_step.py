@@ -13,6 +13,7 @@ from unit_jax import optim, partitioning, train_step
 from unit_jax.losses import matching
 from unit_jax.models import unit
 
+SLOW = pytest.mark.slow
 MESH = functools.cache(lambda devices=1: world.mesh_of((devices, 1, 1)))
 
 
@@ -61,8 +62,8 @@ def assert_same(found, expected, tolerance=2e-5) -> None:
     "kind, normalisation",
     [
         ("detection", "per_image"),
-        pytest.param("detection", "batch", marks=pytest.mark.slow),
-        pytest.param("vision_language", "per_image", marks=pytest.mark.slow),
+        pytest.param("detection", "batch", marks=SLOW),
+        pytest.param("vision_language", "per_image", marks=SLOW),
         ("language", "per_image"),  # classification is normalised one way
     ],
 )
@@ -91,7 +92,7 @@ def test_parts_must_divide_the_batch():
     [
         ("language", "everything"),
         *(
-            pytest.param(*case, marks=pytest.mark.slow)
+            pytest.param(*case, marks=SLOW)
             for case in (
                 ("detection", "layers"),
                 ("detection", "everything"),
@@ -104,6 +105,14 @@ def test_parts_must_divide_the_batch():
 def test_recomputing_changes_no_gradient(kind, policy):
     """With dropout: what is computed again draws the same numbers again."""
     settings = changed(world.settings(0.1), model=dict(rematerialise=policy))
+    assert_same(gradients(settings, kind), plain_gradients(kind, dropout=0.1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["detection", "vision_language", "language"])
+def test_a_loop_over_layers_changes_no_gradient(kind):
+    """With dropout: every layer draws the numbers that it draws without the loop."""
+    settings = changed(world.settings(0.1), model=dict(scan_layers=True))
     assert_same(gradients(settings, kind), plain_gradients(kind, dropout=0.1))
 
 

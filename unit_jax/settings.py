@@ -69,6 +69,7 @@ class ModelSettings:
     # Computed again in the backward pass instead of kept: nothing; the insides of transformer
     # layers and bottleneck blocks; those of both encoders and of the decoder as well.
     rematerialise: Literal["nothing", "layers", "everything"]
+    scan_layers: bool  # transformer layers as a loop: compiles faster, steps take longer
     # How attention without dropout on its weights is computed: written out, or by
     # jax.nn.dot_product_attention (softmax in float32, whatever x64 says).
     attention: Literal["plain", "fused"]

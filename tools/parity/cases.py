@@ -128,6 +128,7 @@ def build_case(
         mask_padding=mask_padding,
         classify_all_layers=config["loss_on_all_hs"],
         rematerialise="nothing",
+        scan_layers=False,
         attention="plain",
         dtype=dtype,
     )

@@ -9,7 +9,7 @@ from unit_jax.models.transformer import (
     Keys,
     LayerNorm,
     Memory,
-    recomputed,
+    through_layers,
     torch_default,
     xavier,
 )
@@ -51,6 +51,7 @@ class Decoder(nnx.Module):
         )
         self.norm = LayerNorm(settings.decoder.width)
         self.recompute_layers = settings.rematerialise != "nothing"
+        self.scan_layers = settings.scan_layers
 
     def __call__(
         self, queries: Float[Array, "queries width"], memory: Memory, keys: Keys
@@ -59,9 +60,12 @@ class Decoder(nnx.Module):
         batch = memory.tokens.shape[0]
         queries = jnp.broadcast_to(queries.astype(memory.tokens.dtype), (batch, *queries.shape))
         x = jnp.zeros_like(queries)
-        outputs = []
-        for layer in self.layers:
-            call = lambda x, layer=layer: layer(x, queries, memory, keys)  # noqa: E731
-            x = recomputed(call, self.recompute_layers)(x)
-            outputs.append(self.norm(x))
-        return jnp.stack(outputs)
+        _, outputs = through_layers(
+            self.layers,
+            x,
+            lambda layer, x, keys: layer(x, queries, memory, keys),
+            keys,
+            recompute=self.recompute_layers,
+            scan=self.scan_layers,
+        )
+        return self.norm(outputs)

@@ -14,7 +14,7 @@ from unit_jax.models.transformer import (
     Memory,
     normal,
     prepend,
-    recomputed,
+    through_layers,
     xavier,
 )
 from unit_jax.partitioning import split_examples
@@ -55,6 +55,7 @@ class ImageEncoder(nnx.Module):
         self.width = own.width
         self.residual = own.residual
         self.recompute_layers = settings.rematerialise != "nothing"
+        self.scan_layers = settings.scan_layers
 
     def __call__(
         self,
@@ -88,9 +89,14 @@ class ImageEncoder(nnx.Module):
             x = prepend(self.task_embedding[task_index], x)
             positions = jnp.pad(positions, ((0, 0), (1, 0), (0, 0)))
             mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
-        for layer in self.layers:
-            call = lambda x, layer=layer: layer(x, positions, mask, keys)  # noqa: E731
-            x = recomputed(call, self.recompute_layers)(x)
+        x, _ = through_layers(
+            self.layers,
+            x,
+            lambda layer, x, keys: layer(x, positions, mask, keys),
+            keys,
+            recompute=self.recompute_layers,
+            scan=self.scan_layers,
+        )
         return x if self.norm is None else self.norm(x)
 
 

@@ -15,7 +15,7 @@ from unit_jax.models.transformer import (
     dropout,
     normal,
     prepend,
-    recomputed,
+    through_layers,
 )
 from unit_jax.settings import ModelSettings
 
@@ -67,6 +67,7 @@ class TextEncoder(nnx.Module):
         self.position_projection = Linear(own.width, settings.decoder.width, rngs=rngs)
         self.dropout = settings.dropout
         self.recompute_layers = settings.rematerialise != "nothing"
+        self.scan_layers = settings.scan_layers
         self.dtype = jnp.dtype(settings.dtype)
 
     def __call__(
@@ -120,7 +121,12 @@ class TextEncoder(nnx.Module):
         if self.task_embedding is not None:
             x = prepend(self.task_embedding[task_index], x)
             mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
-        for layer in self.layers:
-            call = lambda x, layer=layer: layer(x, None, mask, keys)  # noqa: E731
-            x = recomputed(call, self.recompute_layers)(x)
+        x, _ = through_layers(
+            self.layers,
+            x,
+            lambda layer, x, keys: layer(x, None, mask, keys),
+            keys,
+            recompute=self.recompute_layers,
+            scan=self.scan_layers,
+        )
         return x

@@ -91,6 +91,45 @@ def recomputed(function: Callable, wanted: bool) -> Callable:
     return jax.checkpoint(function) if wanted else function
 
 
+def through_layers(
+    layers: nnx.List,
+    x: Float[Array, "batch tokens width"],
+    call: Callable[[nnx.Module, Array, Keys], Array],
+    keys: Keys,
+    *,
+    recompute: bool,
+    scan: bool,
+) -> tuple[Float[Array, "batch tokens width"], Float[Array, "layers batch tokens width"]]:
+    """The output of the last of equal layers, one after the other, and the outputs of all.
+
+    Args:
+      call: call(layer, x, dropout keys of this layer) applies a layer.
+      recompute: a backward pass computes a layer's insides again.
+      scan: the layers are a loop over their stacked parameters, whose body is compiled once.
+    """
+    graphs, states = zip(*(nnx.split(layer) for layer in layers), strict=True)
+    layer_keys = [keys() for _ in layers]
+
+    def step(x: Array, state: nnx.State, key: Array | None) -> Array:
+        return call(nnx.merge(graphs[0], state), x, Keys(key))
+
+    step = recomputed(step, recompute)
+    if scan:
+        stack = lambda *leaves: jnp.stack(leaves)  # noqa: E731
+
+        def body(x: Array, inputs: tuple) -> tuple[Array, Array]:
+            x = step(x, *inputs)
+            return x, x
+
+        inputs = jax.tree.map(stack, *states), jax.tree.map(stack, *layer_keys)
+        return jax.lax.scan(body, x, inputs)
+    outputs = []
+    for state, key in zip(states, layer_keys, strict=True):
+        x = step(x, state, key)
+        outputs.append(x)
+    return x, jnp.stack(outputs)
+
+
 class Linear(nnx.Module):
     """x W + b, computed in the dtype of x."""
 
