@@ -115,7 +115,8 @@ def test_a_lost_process_ends_the_other_within_a_minute(data_dir, tmp_path, kille
         data_dir, [tmp_path] * 2, *(f"--config.train.{name}={n}" for name, n in flags.items())
     )
     while newest_step(tmp_path) < 20:
-        assert [process.poll() for process in pair] == [None, None]
+        for process in pair:
+            assert process.poll() is None, process.stderr.read()
         time.sleep(0.5)
     pair[killed].send_signal(signal.SIGKILL)
     since = time.monotonic()

@@ -279,7 +279,8 @@ def _has_text(data: PreparedData) -> bool:
 
 
 def _vocabulary_size(data: PreparedData) -> int:
-    return len(read_lines(pathlib.Path(data.vocabulary_path)))
+    """Rows of the word embedding; data without texts leave it [PAD] alone."""
+    return len(read_lines(pathlib.Path(data.vocabulary_path))) if _has_text(data) else 1
 
 
 def _build(settings: Settings) -> Unit:
