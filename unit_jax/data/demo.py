@@ -408,14 +408,15 @@ def glue_pairs(settings: DemoSettings, task: str, split: str) -> list[demo_text.
     """The examples of "qnli", "mnli", "qqp" or "sst2" in "train", "dev" (or "dev_mismatched").
 
     They come in groups, one for each label, with the same second text (or, for sentences, made of
-    the same random choices). No dev example occurs in train.
+    the same random choices). No dev example occurs in train, which makes way: what is left of dev
+    without the pairs of a large train would be the unusual ones.
     """
     make = getattr(demo_text, task)
     if split == "dev_mismatched":
         make = functools.partial(demo_text.mnli, mismatched=True)
-    seen: set[tuple[str, str]] = set()
-    if split != "train":
-        seen = {(pair.first, pair.second) for pair in glue_pairs(settings, task, "train")}
+    taken: set[tuple[str, str]] = set()
+    if split == "train":
+        taken = {(pair.first, pair.second) for pair in glue_pairs(settings, task, "dev")}
     wanted = settings.count(task, split != "train")
     pairs: list[demo_text.Pair] = []
     number = 0
@@ -424,7 +425,7 @@ def glue_pairs(settings: DemoSettings, task: str, split: str) -> list[demo_text.
             make(_chooser(settings, task, split, number), label) for label in demo_text.LABELS[task]
         ]
         number += 1
-        if not any((pair.first, pair.second) in seen for pair in group):
+        if not any((pair.first, pair.second) in taken for pair in group):
             pairs += group
     return pairs[:wanted]
 

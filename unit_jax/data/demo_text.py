@@ -452,7 +452,7 @@ _VERDICTS = {
     ),
 }
 _ADVERBS = ("", "very ", "really ", "quite ", "so ")
-NEGATED_VERDICTS = 0.3
+NEGATED_VERDICTS = 0.4
 
 
 def _verdict(chooser: Chooser, label: str) -> str:
