@@ -44,6 +44,7 @@ def test_a_run_leaves_log_checkpoints_report_and_picture(finished, capsys):
     workdir, log = finished
     steps = [record for record in log if "train/examples_per_second" in record]
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert {record["train/recompilations"] for record in steps} == {0}
     assert {p.name for p in (workdir / "checkpoints").iterdir()} == {"3", "6"}
     rows = json.loads((workdir / "report.json").read_text())
     assert [list(row) for row in rows] == [["task", "metric", "value", "baseline", "paper"]] * len(

@@ -90,6 +90,7 @@ def test_tasks_without_images_need_none_to_start(data_dir):
     assert setup.open_run(config).fresh_model()["statistics"]
 
 
+@pytest.mark.slow
 def test_nothing_is_compiled_after_warm_up(data_dir, tmp_path):
     """Several image shapes, text lengths and evaluations: each program is compiled once."""
     config = tiny.values(data_dir, ("snli_ve", "qqp"), steps=12)

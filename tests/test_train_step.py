@@ -58,6 +58,7 @@ def assert_same(found, expected, tolerance=2e-5) -> None:
         assert np.abs(grads[path] - grad).max() <= tolerance * scale, path
 
 
+@pytest.mark.parametrize("parts, devices", [(4, 2), pytest.param(2, 1, marks=SLOW)])
 @pytest.mark.parametrize(
     "kind, normalisation",
     [
@@ -67,15 +68,13 @@ def assert_same(found, expected, tolerance=2e-5) -> None:
         ("language", "per_image"),  # classification is normalised one way
     ],
 )
-def test_a_batch_in_parts_gives_the_gradients_of_the_whole(kind, normalisation):
-    whole = plain_gradients(kind, normalisation)
-    for parts, devices in ((2, 1), (4, 2)):
-        settings = changed(
-            world.settings(0.0),
-            loss=dict(normalisation=normalisation),
-            train=dict(accumulate_steps=parts),
-        )
-        assert_same(gradients(settings, kind, devices), whole)
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole(kind, normalisation, parts, devices):
+    settings = changed(
+        world.settings(0.0),
+        loss=dict(normalisation=normalisation),
+        train=dict(accumulate_steps=parts),
+    )
+    assert_same(gradients(settings, kind, devices), plain_gradients(kind, normalisation))
 
 
 def test_parts_must_divide_the_batch():
@@ -87,28 +86,16 @@ def test_parts_must_divide_the_batch():
         train_step.check_accumulation(train, MESH(2))
 
 
-@pytest.mark.parametrize(
-    "kind, policy",
-    [
-        ("language", "everything"),
-        *(
-            pytest.param(*case, marks=SLOW)
-            for case in (
-                ("detection", "layers"),
-                ("detection", "everything"),
-                ("vision_language", "layers"),
-                ("vision_language", "everything"),
-            )
-        ),
-    ],
-)
+@SLOW
+@pytest.mark.parametrize("policy", ["layers", "everything"])
+@pytest.mark.parametrize("kind", ["detection", "vision_language"])
 def test_recomputing_changes_no_gradient(kind, policy):
     """With dropout: what is computed again draws the same numbers again."""
     settings = changed(world.settings(0.1), model=dict(rematerialise=policy))
     assert_same(gradients(settings, kind), plain_gradients(kind, dropout=0.1))
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("kind", ["detection", "vision_language", "language"])
 def test_a_loop_over_layers_changes_no_gradient(kind):
     """With dropout: every layer draws the numbers that it draws without the loop."""
