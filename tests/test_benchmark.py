@@ -37,9 +37,13 @@ TINY = dict(
 )
 
 
-def arguments(*others: str) -> list[str]:
+def step_arguments(*others: str) -> list[str]:
     settings = [f"--set=model.{key}={value}" for key, value in TINY.items()]
-    return ["--image=32x48", "--tokens=8", "--blocks=1", "--steps=1", *settings, *others]
+    return ["--image=32x48", "--tokens=8", *settings, *others]
+
+
+def arguments(*others: str) -> list[str]:
+    return step_arguments("--blocks=1", "--steps=1", *others)
 
 
 def prepared(*others: str):

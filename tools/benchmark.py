@@ -118,6 +118,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_step_options(parser)
+    add = parser.add_argument
+    add("--blocks", type=int, default=3, help="measurements of each side (%(default)s)")
+    add("--steps", type=int, default=2, help="steps of a measurement (%(default)s)")
+    add("--json", default="", help="also write everything to this file")
+    add("--reference", choices=["none", "torch"], default="none", help="measure PyTorch too")
+    return parser.parse_args(argv)
+
+
+def add_step_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what a step is: `load_settings` and `made_up_batch` read them."""
     add = parser.add_argument
     add("--config", default="configs/unit.py", help="FILE.py[:variants] (%(default)s)")
     add("--tasks", default="", help="names, joined by commas; default: all of the config")
@@ -125,10 +136,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--tokens", type=int, default=64, help="of padded texts, at most (%(default)s)")
     add("--objects", type=int, default=8, help="real objects of an image (%(default)s)")
     add("--batch", type=int, default=2, help="examples of a step, all devices (%(default)s)")
-    add("--blocks", type=int, default=3, help="measurements of each side (%(default)s)")
-    add("--steps", type=int, default=2, help="steps of a measurement (%(default)s)")
-    add("--json", default="", help="also write everything to this file")
-    add("--reference", choices=["none", "torch"], default="none", help="measure PyTorch too")
     add(
         "--set",
         action="append",
@@ -136,7 +143,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         metavar="KEY=VALUE",
         help="a setting, such as model.dtype=bfloat16, loss.matcher=device, mesh.fsdp=2",
     )
-    return parser.parse_args(argv)
 
 
 def load_settings(options: argparse.Namespace) -> Settings:
@@ -204,37 +210,38 @@ class Ours:
     """The train step as training runs it.
 
     Attributes:
+      graph, state, mesh: the model's graph, the run's state, the devices.
       parameters: their number.
       matching_ms: what the device waited for the host in the last step.
     """
 
     def __init__(self, settings: Settings):
         self._settings = settings
-        self._mesh = partitioning.make_mesh(settings.mesh)
+        self.mesh = partitioning.make_mesh(settings.mesh)
         model = Unit(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
         if any(spec.has_image for spec in settings.tasks.values()):
             # Statistics as of a trained network, so that numbers stay small.
             pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
             model.calibrate(pixels, np.array([[64, 64]]))
-        self._graph, params, statistics = functional.split(model)
+        self.graph, params, statistics = functional.split(model)
         del model  # its arrays are given away with the state
         optimizer = optim.Optimizer(settings.optimizer, settings.train.steps)
         state = train_step_lib.TrainState(params, statistics, optimizer.init(params))
-        self._state = partitioning.place(state, self._mesh)
-        self._train_step = train_step_lib.TrainStep(self._graph, settings, optimizer, self._mesh)
+        self.state = partitioning.place(state, self.mesh)
+        self._train_step = train_step_lib.TrainStep(self.graph, settings, optimizer, self.mesh)
         self.parameters = sum(x.size for x in params.values())
         self.matching_ms = 0.0
 
     def mmf_weights(self) -> dict[str, np.ndarray]:
         """The model under MMF's names."""
-        arrays = {**self._state.params, **self._state.statistics}
+        arrays = {**self.state.params, **self.state.statistics}
         return mmf.to_mmf({path: np.asarray(x) for path, x in arrays.items()})
 
     def compile(self, batch: Batch) -> dict[str, Any]:
         """Compiles the programs of a step; what that took and what XLA says about them."""
         seconds, flops, memory = {}, 0.0, 0
         start = time.perf_counter()
-        for name, lowered in self._train_step.lower(self._state, self.put(batch)):
+        for name, lowered in self._train_step.lower(self.state, self.put(batch)):
             compiled = lowered.compile()
             seconds[name] = time.perf_counter() - start
             flops += (lowered.cost_analysis() or {}).get("flops", math.nan)
@@ -251,16 +258,16 @@ class Ours:
 
     def put(self, batch: Batch) -> Batch:
         """The batch, on its way to the devices."""
-        return partitioning.to_devices(batch, self._mesh)
+        return partitioning.to_devices(batch, self.mesh)
 
     def step(self, batch: Batch) -> None:
         """One update."""
-        self._state, logs = self._train_step(self._state, batch)
+        self.state, logs = self._train_step(self.state, batch)
         self.matching_ms = float(logs.get("matching_ms", 0.0))
 
     def synchronise(self, *others) -> None:
         """Waits for the last step, and for the others."""
-        jax.block_until_ready((self._state, others))
+        jax.block_until_ready((self.state, others))
 
     def programs_ms(self, batch: Batch, repeats: int = 3) -> dict[str, float]:
         """What a step's gradients (with matching) and its update take, each alone: the best of
@@ -268,10 +275,10 @@ class Ours:
         batch, best = self.put(batch), dict(gradients=math.inf, update=math.inf)
         for _ in range(repeats):
             start = time.perf_counter()
-            logs, grads = jax.block_until_ready(self._train_step.gradients(self._state, batch))
+            logs, grads = jax.block_until_ready(self._train_step.gradients(self.state, batch))
             middle = time.perf_counter()
-            self._state, _ = jax.block_until_ready(
-                self._train_step.update(self._state, grads, batch.task, logs["loss"])
+            self.state, _ = jax.block_until_ready(
+                self._train_step.update(self.state, grads, batch.task, logs["loss"])
             )
             end = time.perf_counter()
             best["gradients"] = min(best["gradients"], 1000 * (middle - start))
@@ -285,8 +292,8 @@ class Ours:
         examples, objects = batch.targets.object_mask.shape
         costs = np.random.default_rng(0).normal(size=(layers, examples, queries, objects))
         arguments = (
-            partitioning.to_devices(np.float32(costs), self._mesh, axis=1),
-            partitioning.to_devices(batch.targets.object_mask, self._mesh),
+            partitioning.to_devices(np.float32(costs), self.mesh, axis=1),
+            partitioning.to_devices(batch.targets.object_mask, self.mesh),
         )
         solve = jax.jit(self._train_step.gradients.match_on_device)
         milliseconds = []
@@ -298,12 +305,12 @@ class Ours:
 
     def evaluation_loss(self, batch: Batch) -> float:
         """The loss without dropout."""
-        return float(self._evaluation_loss(self._state.params, self._state.statistics, batch))
+        return float(self._evaluation_loss(self.state.params, self.state.statistics, batch))
 
     @functools.partial(jax.jit, static_argnums=0)
     def _evaluation_loss(self, params, statistics, batch: Batch):
         spec, own, targets = self._settings.tasks[batch.task], self._settings.loss, batch.targets
-        model = functional.merge(self._graph, params, statistics)
+        model = functional.merge(self.graph, params, statistics)
         outputs = model(batch)
         if spec.kind != "detection":
             return classification.classification_loss(outputs, targets, spec, own)[0]
