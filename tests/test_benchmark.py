@@ -63,8 +63,7 @@ def test_a_run_is_consistent(tmp_path, capsys):
     assert list(rows) == ["coco", "sst2", "mixture"]
     for row in rows.values():
         side = row["sides"]["ours"]
-        parts = side["ms_input"] + side["ms_matching"] + side["ms_device"]
-        assert side["ms"] == pytest.approx(parts) and side["ms"] > side["ms_input"] > 0
+        assert side["ms_input"] > 0 and side["ms_device"] > 0.5 * side["ms"]
         assert side["examples_per_second"] == pytest.approx(8 / (side["ms"] / 1000))
         assert row["memory_bytes"] > 4 * result["parameters"]
     assert list(rows["coco"]["compile_seconds"]) == ["forward", "backward", "update"]

@@ -8,14 +8,15 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
 
-from tests import tiny
-from unit_jax import distributed, last_words
+from tests import tiny, two_processes
+from unit_jax import distributed, last_words, predict, setup
 from unit_jax.settings import DistributedSettings
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -26,7 +27,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    return tiny.make_data(tmp_path_factory.mktemp("demo"), ("coco",))
+    return tiny.make_data(tmp_path_factory.mktemp("demo"), ("coco", "qqp"))
 
 
 def start(data_dir, workdir, process: int = 0, processes: int = 1, port: int = 0, *flags: str):
@@ -73,17 +74,37 @@ def test_two_processes_train_and_evaluate_as_one_does(data_dir, tmp_path):
     assert "predictions.png" in outputs[0][0] and "predictions.png" not in outputs[1][0]
 
     logs = list(zip(read_log(one), read_log(two), strict=True))
-    assert len(logs) == 4
+    assert len(logs) == two_processes.STEPS + 1
     for wanted, found in logs:
         assert wanted.keys() == found.keys()
         for name, value in wanted.items():
-            if name.startswith("train/") and "/loss" in name:
+            if name.startswith("train/") and ("/loss" in name or name.endswith("/grad_norm")):
                 np.testing.assert_allclose(found[name], value, rtol=TOLERANCE, err_msg=name)
             elif not name.startswith("train/"):
                 assert found[name] == value, name
+    assert all(
+        any(f"train/{name}/loss" in wanted for wanted, _ in logs) for name in ("coco", "qqp")
+    )
     assert (one / "report.json").read_text() == (two / "report.json").read_text()
     assert len(list((two / "tensorboard").iterdir())) == 1
     assert sorted(p.name for p in two.iterdir() if p.name.startswith(".")) == []
+
+    # What two wrote one reads, and the predictions for every single example are the same.
+    for process in start_two(data_dir, [two, two], *mesh, "--mode=predict"):
+        assert process.wait(900) == 0, process.stderr.read()
+    run = setup.open_run(two_processes.get_config(str(data_dir)).to_dict())
+    predict.predict_checkpoint(run, two, epath.Path(tmp_path))
+    wanted, found = (
+        json.loads((folder / "predictions" / "coco-val.json").read_text())
+        for folder in (tmp_path, two)
+    )
+    assert len({entry["image_id"] for entry in wanted}) == len(run.data.split("coco", "val"))
+    for name in wanted[0]:
+        np.testing.assert_allclose(
+            [x[name] for x in found], [x[name] for x in wanted], 1e-3, 1e-3, err_msg=name
+        )
+    lines = [(folder / "predictions" / "qqp-val.tsv").read_text() for folder in (tmp_path, two)]
+    assert lines[0] == lines[1]
 
 
 def test_processes_that_differ_are_told_so_at_once(data_dir, tmp_path):
@@ -130,6 +151,13 @@ def test_a_lost_process_ends_the_other_within_a_minute(data_dir, tmp_path, kille
     assert "start all processes again with the same commands" in line
     pair[killed].communicate()
 
+    last = newest_step(tmp_path)
+    alone = start(data_dir, tmp_path, 0, 1, 0, f"--config.train.steps={last + 1}")
+    told = alone.communicate(timeout=300)
+    assert alone.returncode == 0, told[1]
+    assert f"continuing from step {last} in " in told[0]
+    assert read_log(tmp_path)[-1]["step"] == last + 1
+
 
 def test_the_last_line_and_when_it_is_said(tmp_path):
     line = dict(process="process 1 of 2 (here)", step=7, cause="process 0 was lost")
@@ -151,11 +179,26 @@ def test_the_last_line_and_when_it_is_said(tmp_path):
         assert helper.stderr == printed
 
 
+@pytest.mark.parametrize("kind", [ValueError, OSError, zipfile.BadZipFile])
+def test_any_error_on_one_is_one_on_all(monkeypatch, kind):
+    """Whatever fails while a run opens, the others hear of it before they wait for this one."""
+    told = []
+    monkeypatch.setattr(
+        distributed, "_gather", lambda flag: told.append(bool(flag)) or [flag, True]
+    )
+    with pytest.raises(kind, match="mine"), distributed.together():
+        raise kind("mine")
+    with pytest.raises(ValueError, match="process 1 cannot start"), distributed.together():
+        pass
+    assert told == [True, False]
+
+
 def test_alone_there_is_nobody_to_ask(tmp_path):
     assert distributed.is_first() and distributed.any_process(True)
     assert not distributed.any_process(False)
-    with pytest.raises(ValueError, match="mine"), distributed.together():
-        raise ValueError("mine")
+    for kind in (ValueError, OSError):
+        with pytest.raises(kind, match="mine"), distributed.together():
+            raise kind("mine")
     with pytest.raises(KeyError), distributed.LastWords(epath.Path(tmp_path)) as words:
         words.step(3)
         raise KeyError("as ever")

@@ -99,6 +99,10 @@ def test_eval_mode_prints_the_same_numbers(data_dir, finished, tmp_path):
     run = setup.open_run(tiny.values(data_dir))
     evaluate.evaluate_checkpoint(run, workdir, epath.Path(tmp_path))
     assert (tmp_path / "report.json").read_text() == (workdir / "report.json").read_text()
+
+    other_ways = tiny.values(data_dir)
+    other_ways["model"].update(scan_layers=True, attention="fused", rematerialise="layers")
+    run = setup.open_run(other_ways)  # of computing the same model
     predict.predict_checkpoint(run, workdir / "checkpoints" / "6", epath.Path(tmp_path))
     answers = json.loads((tmp_path / "predictions" / "vqa2-val.json").read_text())
     assert len(answers) == len(run.data.split("vqa2", "val"))

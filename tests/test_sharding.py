@@ -124,8 +124,6 @@ def one_step(layout: tuple[int, ...], kind: str, dropout: float):
     assert_laid_out(grads, mesh)
     logs.pop("matching_ms", None)  # a time
     on_host = jax.device_get((logs, grads))
-    if dropout:  # the update is the same program either way
-        return *on_host, None
     update = train_step.Update(chosen, optimizer, mesh)
     state, _ = update(state, grads, KINDS[kind])
     assert_laid_out(state, mesh)
@@ -151,9 +149,10 @@ def assert_close(found, wanted) -> None:
 
 
 def cases():
-    """All of them; those whose mesh does not have all axes are for `make test-slow`."""
+    """All of them; most of those whose mesh does not have all axes are for `make test-slow`."""
     for layout, kind, dropout in itertools.product(LAYOUTS, KINDS, (0.0, 0.3)):
         fast = layout == (2, 2, 2) and (dropout == 0 or kind == "language")
+        fast |= layout == (1, 8, 1) and dropout == 0 and kind == "language"
         name = f"{layout_id(layout)}-{kind}-{'dropout' if dropout else 'no_dropout'}"
         marks = () if fast else pytest.mark.slow
         yield pytest.param(layout, kind, dropout, id=name, marks=marks)
@@ -161,7 +160,7 @@ def cases():
 
 @pytest.mark.parametrize("layout, kind, dropout", cases())
 def test_a_mesh_computes_what_one_device_does(layout, kind, dropout):
-    """Losses, gradients and (without dropout) one optimiser step."""
+    """Losses, gradients and one optimiser step."""
     found, wanted = one_step(layout, kind, dropout), one_step((1, 1, 1), kind, dropout)
     assert_close(found, wanted)
     assert any(np.abs(grad).max() > 1e-4 for grad in found[1].values())
@@ -226,7 +225,11 @@ def test_show_sharding_counts_what_devices_hold(capsys):
 
 
 def test_a_checkpoint_may_change_mesh_devices_and_dtype(tmp_path):
-    state = placed_state(mesh_of((2, 4, 1)))
+    mesh, rng = mesh_of((2, 4, 1)), np.random.default_rng(0)
+    used = jax.tree.map(
+        lambda x: rng.uniform(1, 100, np.shape(x)).astype(np.asarray(x).dtype), moments()
+    )
+    state = partitioning.place(train_step.TrainState(*model(), used), mesh)
     params = state.params
     saved = checkpoints.Checkpoints(tmp_path)
     saved.save(1, {"params": params}, {}, state.optimizer._asdict())
@@ -234,11 +237,11 @@ def test_a_checkpoint_may_change_mesh_devices_and_dtype(tmp_path):
     for layout in ((8, 1, 1), (2, 2, 2), (1, 1, 1)):
         mesh = mesh_of(layout)
         wanted = partitioning.abstract((params, state.optimizer._asdict()), mesh)
-        restored, moments = saved.restore(1, {"params": wanted[0]}, wanted[1])
+        restored, optimizer = saved.restore(1, {"params": wanted[0]}, wanted[1])
         assert_laid_out(restored["params"], mesh)
         for path, x in params.items():
             np.testing.assert_array_equal(restored["params"][path], x, path)
-        assert jax.tree.all(jax.tree.map(np.array_equal, moments, state.optimizer._asdict()))
+        assert jax.tree.all(jax.tree.map(np.array_equal, optimizer, state.optimizer._asdict()))
     narrow = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding), wanted[0]
     )

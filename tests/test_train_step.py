@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from tests import test_sharding as world
 from unit_jax import optim, partitioning, train_step
 from unit_jax.losses import matching
-from unit_jax.models import unit
+from unit_jax.models import functional, transformer, unit
 
 SLOW = pytest.mark.slow
 MESH = functools.cache(lambda devices=1: world.mesh_of((devices, 1, 1)))
@@ -121,6 +122,54 @@ def test_recomputing_keeps_less():
 def test_fused_attention_is_the_same(kind):
     settings = changed(world.settings(0.0), model=dict(attention="fused"))
     assert_same(gradients(settings, kind), plain_gradients(kind))
+
+
+def as_on_a_gpu(monkeypatch, *, kernel):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+
+
+@pytest.mark.parametrize("queries, keys, masked", [(5, 7, True), (5, 7, False), (4, 6, False)])
+def test_attention_pads_for_the_kernel(monkeypatch, queries, keys, masked):
+    """XLA computes what cuDNN's kernel is given; the kernel's own checks are the next test."""
+    rng = np.random.default_rng(0)
+    q, k, v = (
+        jnp.asarray(rng.normal(size=(3, length, 2, 8)), jnp.bfloat16)
+        for length in (queries, keys, keys)
+    )
+    mask = jnp.arange(keys) < jnp.array([[2], [keys], [1]]) if masked else None
+    wanted = transformer.fused_attention(q, k, v, mask)
+    xla = jax.nn.dot_product_attention
+
+    def kernel(q, k, v, mask, implementation):
+        assert implementation == "cudnn"
+        assert (mask is None) == (not masked and keys % 2 == 0)
+        return xla(q, k, v, mask=mask)
+
+    as_on_a_gpu(monkeypatch, kernel=kernel)
+    np.testing.assert_array_equal(transformer.fused_attention(q, k, v, mask), wanted)
+
+
+@pytest.mark.parametrize("kind", ["detection", "vision_language", "language"])
+def test_cudnn_takes_what_attention_gives(monkeypatch, kind):
+    """Its checks of shapes and dtypes, which need no GPU, in training and in evaluation."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+    calls, original = [], jax.nn.dot_product_attention
+
+    def kernel(*arguments, **options):
+        calls.append(options["implementation"])
+        return original(*arguments, **options)
+
+    as_on_a_gpu(monkeypatch, kernel=kernel)
+    settings = changed(world.settings(0.0), model=dict(attention="fused", dtype="bfloat16"))
+    batch = world.batch_of(kind)
+
+    def loss(params):
+        model = functional.merge(world.graph_of(settings), params, world.model()[1])
+        return model(batch).logits.sum()
+
+    jax.eval_shape(jax.grad(loss), world.model()[0])
+    assert calls and set(calls) == {"cudnn"}
 
 
 @pytest.mark.parametrize("kind", ["detection", "vision_language", "language"])

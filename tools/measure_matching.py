@@ -5,7 +5,7 @@ python tools/measure_matching.py --tasks coco [--batch 2] [--image 320x320] [--r
 The same gradients are computed in three ways, by turns, so that other load meets all of them:
 
 - split: a program up to the matching costs, scipy on the host, a program for the rest
-  (`loss.matcher="host"`, the default);
+  (`loss.matcher="scipy"`, the default);
 - callback: one program that calls scipy from within (`jax.pure_callback` under shard_map). Only
   this tool has it: an error in a callback does not reach the caller as such;
 - device: one program with the exact solver of optax (`loss.matcher="device"`).
@@ -89,7 +89,7 @@ def ways(settings: Settings, graph, mesh) -> dict[str, Gradients]:
         return of(graph, dataclasses.replace(settings, loss=loss), optimizer, mesh)
 
     return dict(
-        split=build(Gradients, "host"),
+        split=build(Gradients, "scipy"),
         callback=build(WithCallback, "device"),
         device=build(Gradients, "device"),
     )

@@ -76,15 +76,16 @@ def any_process(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A ValueError on one process is one on all, so that none waits for another.
+    """An error on one process is one on all, so that none waits for another.
 
     Raises:
-      ValueError: of this process, or that names those that have one.
+      ValueError: names the processes that have one.
+      Exception: this process's own.
     """
     problem = None
     try:
         yield
-    except ValueError as error:
+    except Exception as error:  # whatever it is, the others must hear of it
         problem = error
     failed = np.flatnonzero(_gather(np.asarray(problem is not None)))
     if problem is not None:

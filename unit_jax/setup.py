@@ -249,6 +249,7 @@ _FREE_TO_CHANGE = (
     "mask_padding",
     "classify_all_layers",
     "rematerialise",
+    "scan_layers",
     "attention",
     "dtype",
 )
