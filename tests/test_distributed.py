@@ -169,8 +169,8 @@ def test_the_last_line_and_when_it_is_said(tmp_path):
     assert "newest checkpoint: none" in last_words.compose(**line, checkpoints=str(tmp_path / "5"))
     line = json.dumps({**line, "checkpoints": str(tmp_path)}) + "\n"
     for said, printed in (
-        (line, told + "\n"),
-        (line + '{"pro', told + "\n"),
+        (line, f"\n{told}\n"),
+        (line + '{"pro', f"\n{told}\n"),
         (line + "null\n", ""),
     ):
         helper = subprocess.run(

@@ -18,7 +18,8 @@ def main() -> None:
         except ValueError:  # cut off in the middle
             continue
     if said:
-        print(compose(**said), file=sys.stderr)
+        # The process may have left a progress bar, and no end of its line.
+        print("\n" + compose(**said), file=sys.stderr)
 
 
 def compose(process: str, step: int | None, cause: str, checkpoints: str) -> str:
