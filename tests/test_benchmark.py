@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import subprocess
 import sys
 
 import jax
@@ -12,7 +13,8 @@ from flax import nnx
 from unit_jax.models import functional
 from unit_jax.models.unit import Unit
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tools"))
+TOOLS = pathlib.Path(__file__).parents[1] / "tools"
+sys.path.insert(0, str(TOOLS))
 
 import benchmark  # noqa: E402
 
@@ -141,6 +143,19 @@ def test_batches_are_full_and_reproducible():
 def test_bad_options_are_told(given, told):
     with pytest.raises(SystemExit, match=told):
         prepared(given)
+
+
+def test_tools_of_the_model_need_no_data_libraries():
+    """Where there is only JAX: nothing that reads data or parses a run's flags is imported."""
+    script = """
+import sys
+sys.path.insert(0, "tools")
+sys.modules.update(dict.fromkeys(["grain", "tensorflow_datasets", "ml_collections"]))
+import benchmark, compile_report, measure_masking, measure_matching, show_sharding
+for options in ([], ["--tasks=coco", "--set=model.dropout=0"]):
+    benchmark.load_settings(benchmark.parse(options))
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=TOOLS.parent, check=True)
 
 
 def test_losses_agree_with_pytorch():

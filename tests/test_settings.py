@@ -20,6 +20,21 @@ def test_the_configs_and_their_variants_are_valid():
     assert list(single.tasks) == ["coco"] and not single.model.decoder.shared
 
 
+def test_a_file_is_read_with_changes(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from configs.unit import get_config")
+    for file in ("configs/unit.py", path):
+        found = settings.read(f"{file}:coco", {"train.batch_size": 8, "mesh.fsdp": 2})
+        assert list(found.tasks) == ["coco"]
+        assert found.train.batch_size == 8 and found.mesh.fsdp == 2
+        with pytest.raises(ValueError, match="mesh.pipeline: unknown key"):
+            settings.read(str(file), {"mesh.pipeline": 2})
+        with pytest.raises(ValueError, match="modle.dropout: .* no group of settings 'modle'"):
+            settings.read(str(file), {"modle.dropout": 0.0})
+    with pytest.raises(ValueError, match="none.py: no such file"):
+        settings.read("none.py")
+
+
 def test_unknown_variant_is_named():
     with pytest.raises(ValueError, match="unknown variant 'separate'; known: separate_decoders"):
         unit.get_config("separate")

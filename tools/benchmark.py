@@ -30,7 +30,6 @@ import math
 import os
 import pathlib
 import platform
-import runpy
 import statistics
 import sys
 import time
@@ -148,17 +147,16 @@ def add_step_options(parser: argparse.ArgumentParser) -> None:
 def load_settings(options: argparse.Namespace) -> Settings:
     """The config with the command line's changes; label counts are the published ones."""
     path, _, variants = options.config.partition(":")
-    variants = ",".join(filter(None, [variants, options.tasks]))
+    name = ":".join(filter(None, [path, ",".join(filter(None, [variants, options.tasks]))]))
+    changes = {"train.batch_size": options.batch}
+    for change in options.set:
+        key, _, value = change.partition("=")
+        changes[key] = _literal(value)
     try:
-        config = runpy.run_path(path)["get_config"](variants)
-        config.train.batch_size = options.batch
-        text = config.model.text_encoder
-        text.vocab_size = text.vocab_size or 1000
-        for change in options.set:
-            key, _, value = change.partition("=")
-            config.update_from_flattened_dict({key: _literal(value)})
-        settings = settings_lib.from_config(config)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        settings = settings_lib.read(name, changes)
+        if not settings.model.text_encoder.vocab_size:  # that of data, and there are none
+            settings = settings_lib.read(name, {**changes, "model.text_encoder.vocab_size": 1000})
+    except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     queries = [spec.num_queries for spec in settings.tasks.values() if spec.kind == "detection"]
     most = min([settings.data.max_objects, *queries])

@@ -221,18 +221,32 @@ def from_config(config: Mapping) -> Settings:
     return Settings(tasks=specs, ratios=ratios, **values)
 
 
-def read(name: str) -> Settings:
+def read(name: str, changes: Mapping[str, Any] | None = None) -> Settings:
     """The settings of a config file FILE.py[:ARGUMENT], named as on the command line.
 
+    Args:
+      changes: values by dotted key, such as {"model.dropout": 0.0}, put in place of the file's.
+
     Raises:
-      ValueError: there is no such file, or it has problems.
+      ValueError: there is no such file, or it or a change has problems.
     """
     path, _, argument = name.partition(":")
     if not pathlib.Path(path).is_file():
         raise ValueError(f"--config: {path}: no such file")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as `python -m` does: a config may import its neighbours
-    return from_config(runpy.run_path(path)["get_config"](argument or None))
+    module = runpy.run_path(path)
+    # `values` gives the same as `get_config` and needs no ml_collections.
+    config = _plain(module.get("values", module.get("get_config"))(argument or None))
+    for key, value in (changes or {}).items():
+        *groups, last = key.split(".")
+        group = config
+        for part in groups:
+            group = group.get(part)
+            if not isinstance(group, dict):
+                raise ValueError(f"{key}: {path} has no group of settings {part!r}")
+        group[last] = value
+    return from_config(config)
 
 
 def build(cls: type, values: Mapping, where: str = "config") -> Any:
