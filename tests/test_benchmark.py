@@ -17,6 +17,8 @@ TOOLS = pathlib.Path(__file__).parents[1] / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import benchmark  # noqa: E402
+from speed import flops, steps  # noqa: E402
+from speed.ours import Ours  # noqa: E402
 
 TINY = dict(
     heads=2,
@@ -50,10 +52,9 @@ def arguments(*others: str) -> list[str]:
 
 def prepared(*others: str):
     options = benchmark.parse(arguments(*others))
-    settings = benchmark.load_settings(options)
+    settings = steps.load_settings(options)
     return settings, {
-        task: benchmark.made_up_batch(spec, settings, options)
-        for task, spec in settings.tasks.items()
+        task: steps.made_up_batch(spec, settings, options) for task, spec in settings.tasks.items()
     }
 
 
@@ -94,7 +95,7 @@ def test_flops_by_hand():
     feed_forward = 2 * queries * decoder * 32
     head = decoder * decoder + decoder * 2
     multiplications = text + projection + own + cross + feed_forward + head
-    found = benchmark.model_flops(settings.tasks["sst2"], settings, batches["sst2"])
+    found = flops.model_flops(settings.tasks["sst2"], settings, batches["sst2"])
     assert found == 2 * 3 * 2 * multiplications
 
 
@@ -115,7 +116,7 @@ def test_flops_against_xla(task):
         return functional.merge(graph, params, rest)(batch)
 
     counted = forward.lower(params, rest, batches[task]).cost_analysis()["flops"]
-    learned, frozen = benchmark.forward_flops(settings.tasks[task], settings, batches[task])
+    learned, frozen = flops.forward_flops(settings.tasks[task], settings, batches[task])
     assert frozen > 0
     assert learned + frozen == pytest.approx(counted, rel=0.15)
 
@@ -153,17 +154,17 @@ sys.path.insert(0, "tools")
 sys.modules.update(dict.fromkeys(["grain", "tensorflow_datasets", "ml_collections"]))
 import benchmark, compile_report, measure_masking, measure_matching, show_sharding
 for options in ([], ["--tasks=coco", "--set=model.dropout=0"]):
-    benchmark.load_settings(benchmark.parse(options))
+    benchmark.steps.load_settings(benchmark.parse(options))
 """
     subprocess.run([sys.executable, "-c", script], cwd=TOOLS.parent, check=True)
 
 
 def test_losses_agree_with_pytorch():
     pytest.importorskip("torch")
-    from benchmark_torch import build
+    from speed.torch_step import build
 
     settings, batches = prepared("--tasks=visual_genome,vqa2,sst2", "--batch=8")
-    ours = benchmark.Ours(settings)
+    ours = Ours(settings)
     sides = dict(ours=ours, torch=build(settings, ours.mmf_weights()))
     assert sides["torch"].parameters == ours.parameters
     for batch in batches.values():

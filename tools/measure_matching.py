@@ -17,19 +17,24 @@ device waits for the host; all three must give the same loss.
 import argparse
 import dataclasses
 import math
+import pathlib
 import statistics
+import sys
 import time
 
-import benchmark
-import jax
-import numpy as np
-from jax.sharding import PartitionSpec
+sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[i]) for i in (1, 0)]
 
-from unit_jax import optim, partitioning
-from unit_jax.batch import Batch
-from unit_jax.losses import matching
-from unit_jax.settings import Settings
-from unit_jax.train_step import Gradients, TrainState
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.sharding import PartitionSpec  # noqa: E402
+from speed import steps  # noqa: E402
+from speed.ours import Ours  # noqa: E402
+
+from unit_jax import optim, partitioning  # noqa: E402
+from unit_jax.batch import Batch  # noqa: E402
+from unit_jax.losses import matching  # noqa: E402
+from unit_jax.settings import Settings  # noqa: E402
+from unit_jax.train_step import Gradients, TrainState  # noqa: E402
 
 SAME_LOSS = 1e-5  # relative; the programs are fused differently
 
@@ -38,17 +43,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    benchmark.add_step_options(parser)
+    steps.add_options(parser)
     parser.add_argument("--repeats", type=int, default=10, help="of each way (%(default)s)")
     options = parser.parse_args(argv)
-    settings = benchmark.load_settings(options)
+    settings = steps.load_settings(options)
     tasks = [spec for spec in settings.tasks.values() if spec.kind == "detection"]
     if not tasks:
         raise SystemExit("error: --tasks: none of these is detection; use coco or visual_genome")
-    ours = benchmark.Ours(settings)
+    ours = Ours(settings)
     sides = ways(settings, ours.graph, ours.mesh)
     for spec in tasks:
-        batch = ours.put(benchmark.made_up_batch(spec, settings, options))
+        batch = ours.put(steps.made_up_batch(spec, settings, options))
         print(f"{spec.name:<20}{'ms':>8}{'ratio':>8}{'waits, ms':>11}")
         rows = measure(sides, ours.state, batch, options.repeats)
         for name, (milliseconds, waits) in rows.items():

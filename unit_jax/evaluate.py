@@ -1,6 +1,7 @@
 """Predictions of a split, the metrics of all tasks, and the report at the end of a run."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,58 +11,31 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from unit_jax import distributed, partitioning, pictures, setup
-from unit_jax.batch import Batch
 from unit_jax.data import loader
 from unit_jax.data.text import Tokenizer, answer_scores, normalise_answer
 from unit_jax.metrics import blind, classification, detection, report
-from unit_jax.models import functional
 from unit_jax.models.functional import Flat
+from unit_jax.predict_step import PredictStep, best_labels
 from unit_jax.tasks import TaskSpec
 
-Predict = Callable[[Flat, Flat, Batch], dict[str, jax.Array]]
 Predictions = dict[str, np.ndarray]  # rows in the order of the split
 
 
-def make_predict(run: setup.Run) -> Predict:
-    """Returns predict(params, statistics, batch) -> what metrics need of the last layer.
+class Evaluation(NamedTuple):
+    """What a model says of a split, and how good that is.
 
-    Labels [batch]; for detection what `metrics.detection.best_of_queries` gives; logits stay on
-    the device: those of a whole split would be gigabytes. Beside them the batch's `index`. All of
-    it is whole on every device, so that every process sees every example.
+    Attributes:
+      predictions: by task.
+      metrics: {"task/metric": value} in [0, 1], in the table's order.
     """
 
-    @jax.jit
-    def predict(params: Flat, statistics: Flat, batch: Batch) -> dict[str, jax.Array]:
-        model = functional.merge(run.graph, params, statistics)
-        with partitioning.constrain_activations(run.mesh):
-            outputs = model(batch)
-        spec, logits = run.settings.tasks[batch.task], outputs.logits[-1]
-        if spec.kind == "detection":
-            attribute_logits = None
-            if spec.num_attributes:
-                classes = logits[..., :-1].argmax(-1)
-                attribute_logits = model.attribute_logits(
-                    batch.task, outputs.hidden_states[-1], classes
-                )
-            boxes_cxcywh = outputs.boxes_cxcywh[-1]
-            answer = detection.best_of_queries(logits, boxes_cxcywh, attribute_logits)
-        else:
-            answer = {"labels": best_labels(spec)(logits)}
-        return jax.lax.with_sharding_constraint(
-            {"index": batch.index, **answer}, partitioning.replicated(run.mesh)
-        )
-
-    return predict
-
-
-def best_labels(spec: TaskSpec) -> Callable:
-    """What turns a task's logits into labels."""
-    return classification.best_answers if spec.soft_targets else classification.best_labels
+    predictions: dict[str, Predictions]
+    metrics: dict[str, float]
 
 
 def predict_split(
     run: setup.Run,
-    predict: Predict,
+    predict: PredictStep,
     params: Flat,
     statistics: Flat,
     task: str,
@@ -160,46 +134,28 @@ def label_metrics(
 
 def evaluate(
     run: setup.Run,
-    predict: Predict,
+    predict: PredictStep,
     params: Flat,
     statistics: Flat,
     split: str = "val",
     tasks: tuple[str, ...] | None = None,
-) -> dict[str, float]:
-    """{"task/metric": value} of the tasks (default: all), in the table's order."""
-    predictions = predict_tasks(run, predict, params, statistics, split, tasks)
-    return score_tasks(run, split, predictions)
-
-
-def predict_tasks(
-    run: setup.Run,
-    predict: Predict,
-    params: Flat,
-    statistics: Flat,
-    split: str = "val",
-    tasks: tuple[str, ...] | None = None,
-) -> dict[str, Predictions]:
-    """Predictions of the tasks (default: all)."""
-    return {
+) -> Evaluation:
+    """Predictions and metrics of the tasks (default: all)."""
+    predictions = {
         task: predict_split(run, predict, params, statistics, task, split)
         for task in _progress(run.settings.tasks if tasks is None else tasks, "evaluating")
     }
-
-
-def score_tasks(
-    run: setup.Run, split: str, predictions: Mapping[str, Predictions]
-) -> dict[str, float]:
-    """{"task/metric": value} of the predictions."""
-    return {
+    metrics = {
         f"{task}/{name}": value
         for task, found in predictions.items()
         for name, value in score(run, task, split, found).items()
     }
+    return Evaluation(predictions, metrics)
 
 
 def report_rows(
     run: setup.Run,
-    predict: Predict,
+    predict: PredictStep,
     params: Flat,
     statistics: Flat,
     split: str,
@@ -233,18 +189,22 @@ def report_rows(
 
 def write_report(
     run: setup.Run,
-    predict: Predict,
+    predict: PredictStep,
     params: Flat,
     statistics: Flat,
     workdir: epath.Path,
     split: str = "val",
+    found: Evaluation | None = None,
 ) -> None:
-    """Writes report.md, report.json and predictions.png to `workdir` and prints the table."""
-    predictions = predict_tasks(run, predict, params, statistics, split)
-    metrics = score_tasks(run, split, predictions)
-    rows = report_rows(run, predict, params, statistics, split, metrics)
+    """Writes report.md, report.json and predictions.png to `workdir` and prints the table.
+
+    Args:
+      found: these parameters' evaluation on the split, if it is there already.
+    """
+    found = found or evaluate(run, predict, params, statistics, split)
+    rows = report_rows(run, predict, params, statistics, split, found.metrics)
     if distributed.is_first():
-        panels = [_panel(run, task, split, found) for task, found in predictions.items()]
+        panels = [_panel(run, task, split, of_task) for task, of_task in found.predictions.items()]
         pictures.draw(panels, workdir / "predictions.png")
         report.write(rows, workdir)
         report.show(workdir)
@@ -266,17 +226,18 @@ def evaluate_checkpoint(
             "--mode=predict writes files for their servers"
         )
     model = run.restored_model(checkpoint)
-    write_report(run, make_predict(run), model["params"], model["statistics"], workdir, split)
+    predict = PredictStep(run.graph, run.settings, run.mesh)
+    write_report(run, predict, model["params"], model["statistics"], workdir, split)
 
 
-def _baselines(run: setup.Run, predict: Predict, split: str) -> dict[str, float]:
+def _baselines(run: setup.Run, predict: PredictStep, split: str) -> dict[str, float]:
     baselines = {}
     detecting = tuple(n for n, spec in run.settings.tasks.items() if spec.kind == "detection")
     if detecting:
         untrained = run.fresh_model()
         baselines = evaluate(
             run, predict, untrained["params"], untrained["statistics"], split, detecting
-        )
+        ).metrics
     for task, spec in run.settings.tasks.items():
         if spec.kind != "detection":
             truth = true_scores(run, task, split)
@@ -287,7 +248,7 @@ def _baselines(run: setup.Run, predict: Predict, split: str) -> dict[str, float]
 
 
 def _blind_scores(
-    run: setup.Run, predict: Predict, params: Flat, statistics: Flat, spec: TaskSpec, split: str
+    run: setup.Run, predict: PredictStep, params: Flat, statistics: Flat, spec: TaskSpec, split: str
 ) -> dict[str, float]:
     """The headline metric without the picture, or with one text of two."""
     if spec.kind == "detection":

@@ -8,6 +8,7 @@ from etils import epath
 
 from unit_jax import distributed, evaluate, setup
 from unit_jax.metrics import detection
+from unit_jax.predict_step import PredictStep
 
 
 def predict_checkpoint(
@@ -23,7 +24,7 @@ def predict_checkpoint(
     if not tasks:
         raise ValueError(f"no task of this config has a split {split!r} in {run.data.data_dir}")
     model = run.restored_model(checkpoint)
-    predict = evaluate.make_predict(run)
+    predict = PredictStep(run.graph, run.settings, run.mesh)
     folder = workdir / "predictions"
     for task in tasks:
         found = evaluate.predict_split(

@@ -14,6 +14,7 @@ from unit_jax import compilation, distributed, evaluate, optim, partitioning, se
 from unit_jax.checkpoints import FOLDER, Checkpoints
 from unit_jax.data import loader
 from unit_jax.metrics import report
+from unit_jax.predict_step import PredictStep
 from unit_jax.run_log import RunLog
 from unit_jax.train_step import TrainState, TrainStep, batch_shapes
 
@@ -72,10 +73,10 @@ def train(
                 if distributed.is_first():
                     report.show(workdir)
                 return 0
-        state = start(run, optimizer, checkpoints)
+        state, found = start(run, optimizer, checkpoints), None
         step = int(state.optimizer.step)
         train_step = TrainStep(run.graph, run.settings, optimizer, run.mesh)
-        predict = evaluate.make_predict(run)
+        predict = PredictStep(run.graph, run.settings, run.mesh)
         places = partitioning.rows_of_process(run.mesh, settings.batch_size)
         with (
             contextlib.closing(RunLog(workdir, step, settings)) as log,
@@ -96,15 +97,15 @@ def train(
                 last = step == settings.steps
                 if jax.process_count() == 1 or step % settings.log_every == 0:
                     stop = distributed.any_process(asked.is_set())
-                metrics = None
+                found = None
                 if step % settings.eval_every == 0 or last:
                     log.flush(step)
                     with log.program("evaluate"):
-                        metrics = evaluate.evaluate(run, predict, state.params, state.statistics)
-                    log.write(step, metrics)
+                        found = evaluate.evaluate(run, predict, state.params, state.statistics)
+                    log.write(step, found.metrics)
                 if step % settings.checkpoint_every == 0 or last or stop:
                     log.flush(step)  # too many bad steps end the run before it is saved
-                    save(checkpoints, run, step, state, metrics)
+                    save(checkpoints, run, step, state, found.metrics if found else None)
                     log.sync()
                     log.restart_clock()
             log.say(
@@ -115,7 +116,7 @@ def train(
         if distributed.is_first():
             print(f"stopped after step {step}, which is saved; the same command goes on from there")
         return 130
-    evaluate.write_report(run, predict, state.params, state.statistics, workdir)
+    evaluate.write_report(run, predict, state.params, state.statistics, workdir, found=found)
     return 0
 
 
