@@ -21,33 +21,44 @@ def get_config(arg=None):
     config.model.text_encoder.update(vocab_size=50, layers=1)
     config.model.decoder.layers = 1
     config.data.text_buckets = (8,)
+    config.train.eval_batch_size = {eval_batch_size}
     return config
 """
 
 
+def write_config(path, eval_batch_size: int = 48) -> str:
+    demo = str(pathlib.Path(__file__).parents[1] / "configs/demo.py")
+    path.write_text(CONFIG.format(demo=demo, eval_batch_size=eval_batch_size))
+    return str(path)
+
+
 @pytest.fixture
 def config(tmp_path) -> str:
-    path = tmp_path / "tiny.py"
-    path.write_text(CONFIG.format(demo=str(pathlib.Path(__file__).parents[1] / "configs/demo.py")))
-    return str(path)
+    return write_config(tmp_path / "tiny.py")
 
 
 def test_cold_and_warm(config, capfd):
     assert compile_report.main([f"--config={config}:sst2"]) == 0
     lines = [line for line in capfd.readouterr().out.splitlines() if "programs" in line]
-    # Texts of 8 or 24 tokens, and the update.
-    expected = "3 programs for 2 combinations of task and shape"
+    # Texts of 8 or 24 tokens, learned and answered, and the update.
+    expected = "5 programs for 4 combinations of task and shape in training and evaluation"
     assert [line.split(":")[0] for line in lines] == ["cold", "warm"]
     assert all(expected in line for line in lines)
-    cold, warm = (int(re.search(r"\((\d+) s in XLA", line)[1]) for line in lines)
+    cold, warm = (int(re.search(r"spent (\d+) s in", line)[1]) for line in lines)
     assert warm < cold
 
 
 def test_a_task_that_is_not_sampled_has_no_programs(config):
     settings = settings_lib.read(f"{config}:sst2,qnli")
     settings = dataclasses.replace(settings, ratios={**settings.ratios, "qnli": 0.0})
-    left = compilation.combinations(settings)
+    left = compilation.all_shapes(settings)
     assert [(spec.name, bucket) for spec, bucket in left] == [
         ("sst2", (8,)),
         ("sst2", (24,)),
     ]
+
+
+def test_batches_that_the_devices_do_not_divide(tmp_path, capsys):
+    config = write_config(tmp_path / "tiny.py", eval_batch_size=50)
+    assert compile_report.main(["--once", f"--config={config}:sst2"]) == 2
+    assert "train.eval_batch_size = 50 cannot be split over 8" in capsys.readouterr().err

@@ -39,8 +39,10 @@ def start(data_dir, workdir, process: int = 0, processes: int = 1, port: int = 0
     if processes > 1:
         group = dict(coordinator=f"localhost:{port}", processes=processes, process=process)
         command += [f"--config.distributed.{key}={value}" for key, value in group.items()]
+    # Of several counts the last one holds.
     devices = f"--xla_force_host_platform_device_count={4 // processes}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices}
+    flags = f"{os.environ['XLA_FLAGS']} {devices}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
 

@@ -1,5 +1,6 @@
 """The train step: any number of devices and either matcher give the same update."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,8 +12,9 @@ import pytest
 from etils import epath
 
 from tests import tiny
-from unit_jax import optim, partitioning, setup, train, train_step
+from unit_jax import compilation, optim, partitioning, setup, train, train_step
 from unit_jax.data import loader
+from unit_jax.predict_step import PredictStep
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,47 @@ def test_nothing_is_compiled_after_warm_up(data_dir, tmp_path):
     # All of them before the first step, so whatever a step compiled would be counted here.
     assert run.settings.train.compile_ahead
     assert steps[-1]["train/recompilations"] == 0
+
+
+def test_evaluation_compiles_nothing_that_was_not_compiled_ahead(data_dir):
+    """For the shapes that its data have, and no others."""
+    config = tiny.values(data_dir, ("snli_ve", "qqp"))
+    config["data"].update(buckets=((40, 40), (64, 80), (80, 80)), text_buckets=(14, 18))
+    run = setup.open_run(config)
+    model = run.fresh_model()
+    predict = PredictStep(run.graph, run.settings, run.mesh)
+    shapes = loader.shapes(run.settings, run.data, "val")
+    assert {("snli_ve", (64, 80)), ("qqp", (18,))} <= named(shapes)
+    assert ("snli_ve", (40, 40)) not in named(shapes)
+    state = train_step.TrainState(**model, optimizer=None)
+    work = compilation.work(None, predict, state, run.settings, run.mesh, [], shapes)
+    assert [name for name, _ in work] == [("predict", spec.name, b) for spec, b in shapes]
+    for _, compile_one in work:
+        compile_one()
+    seen = set()
+    with contextlib.closing(compilation.Counter()) as counter:
+        for task in ("snli_ve", "qqp"):
+            with loader.eval_batches(run.settings, run.data, task) as batches:
+                for batch in batches:
+                    batch = partitioning.to_devices(batch.replace(targets=None), run.mesh)
+                    predict(model["params"], model["statistics"], batch)
+                    seen.add((task, batch.bucket))
+    assert counter.programs == 0
+    assert seen <= named(shapes)
+
+
+def named(shapes) -> set:
+    return {(spec.name, bucket) for spec, bucket in shapes}
+
+
+def test_shapes_of_training_are_those_that_augmentation_can_give(data_dir):
+    config = tiny.values(data_dir, ("visual_genome", "qqp"), steps=60)
+    config["data"].update(buckets=((24, 24), (64, 80), (80, 80)))
+    config["tasks"]["qqp"]["ratio"] = 0.0
+    run = setup.open_run(config)
+    with loader.train_batches(run.settings, run.data) as batches:
+        seen = {(batch.task, batch.bucket) for batch in batches}
+    assert seen == named(loader.shapes(run.settings, run.data, "train"))
 
 
 def test_shapes_foretold_are_those_of_the_loader(data_dir):

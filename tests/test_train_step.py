@@ -81,10 +81,10 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(kind, normalisation, 
 def test_parts_must_divide_the_batch():
     train = dataclasses.replace(world.settings(0.0).train, batch_size=8, accumulate_steps=3)
     with pytest.raises(ValueError, match="accumulate_steps = 3 parts; use a divisor"):
-        train_step.check_accumulation(train, MESH())
+        train_step.check_batch_sizes(train, MESH())
     train = dataclasses.replace(train, accumulate_steps=8)
     with pytest.raises(ValueError, match="accumulate_steps = 1 cannot be split over 2 devices"):
-        train_step.check_accumulation(train, MESH(2))
+        train_step.check_batch_sizes(train, MESH(2))
 
 
 @SLOW

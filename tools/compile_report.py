@@ -2,9 +2,10 @@
 
 python tools/compile_report.py --config configs/unit.py
 
-These are the programs that training compiles before its first step (`train.compile_ahead`): for
-every task and every shape of `data.buckets` or `data.text_buckets`, and one update for each kind of
-task. Prints how many there are, and the seconds that compiling them takes cold and warm.
+These are the programs that a run compiles before its first step (`train.compile_ahead`), for every
+task and every shape of `data.buckets` or `data.text_buckets`: gradients and predictions, and one
+update for each kind of task. Prints how many there are, and the seconds that compiling them takes
+cold and warm. A run that knows its data leaves out shapes that these cannot have.
 """
 
 import argparse
@@ -25,8 +26,9 @@ from unit_jax import compilation, optim, partitioning  # noqa: E402
 from unit_jax import settings as settings_lib  # noqa: E402
 from unit_jax.models import functional  # noqa: E402
 from unit_jax.models.unit import Unit  # noqa: E402
+from unit_jax.predict_step import PredictStep  # noqa: E402
 from unit_jax.settings import Settings  # noqa: E402
-from unit_jax.train_step import TrainState, TrainStep, batch_shapes  # noqa: E402
+from unit_jax.train_step import TrainState, TrainStep, check_batch_sizes  # noqa: E402
 
 CACHE = "JAX_COMPILATION_CACHE_DIR"
 
@@ -38,11 +40,17 @@ def main(argv: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--config", default="configs/unit.py", help="FILE.py[:variants] (%(default)s)")
     add("--once", action="store_true", help="one pass, with the cache that JAX is told to use")
+    add("--threads", type=int, default=compilation.THREADS, help="that compile (%(default)s)")
     options = parser.parse_args(argv)
     if options.once:
-        print(compile_all(settings_lib.read(options.config)))
+        try:
+            print(compile_all(settings_lib.read(options.config), options.threads))
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
         return 0
-    again = [sys.executable, __file__, "--once", f"--config={options.config}"]
+    again = [sys.executable, __file__, "--once"]
+    again += [f"--config={options.config}", f"--threads={options.threads}"]
     with tempfile.TemporaryDirectory() as cache:
         for name in ("cold", "warm"):
             print(f"{name}: ", end="", flush=True)
@@ -52,24 +60,29 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def compile_all(settings: Settings) -> str:
+def compile_all(settings: Settings, threads: int) -> str:
     """Compiles every program; tells how many there are and how long it took."""
     mesh = partitioning.make_mesh(settings.mesh)
+    check_batch_sizes(settings.train, mesh)
     graph, *_ = functional.abstract(
         lambda: Unit(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
     )
     step = TrainStep(graph, settings, optim.Optimizer(settings.optimizer, 1), mesh)
     parts = abstract_state(settings, mesh)
     state = TrainState(parts["parameters"], parts["batch-norm statistics"], parts["optimiser"])
-    combinations = compilation.combinations(settings)
+    shapes = compilation.all_shapes(settings)
+    predict = PredictStep(graph, settings, mesh)
+    work = compilation.work(step, predict, state, settings, mesh, shapes, shapes)
     counter, start = compilation.Counter(), time.perf_counter()
-    for spec, bucket in tqdm(combinations, "compiling", unit="shape", leave=False):
-        compilation.compile_step(step, state, batch_shapes(spec, bucket, settings, mesh))
+    done = compilation.compile_all(work, threads)
+    for _ in tqdm(done, "compiling", len(work), unit="shape", leave=False):
+        pass
     seconds = time.perf_counter() - start
     counter.close()
     return (
-        f"{counter.programs} programs for {len(combinations)} combinations of task and shape in "
-        f"{seconds:.0f} s ({counter.seconds:.0f} s in XLA or its cache, the rest in tracing)"
+        f"{counter.programs} programs for {len(work)} combinations of task and shape in training "
+        f"and evaluation in {seconds:.0f} s ({threads} threads spent {counter.seconds:.0f} s in "
+        "XLA or its cache)"
     )
 
 

@@ -1,16 +1,27 @@
-"""The programs of training: which there are, compiling them ahead of use, counting them."""
+"""The programs of a run: which there are, compiling them ahead of use, counting them."""
 
+import contextlib
+import functools
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
 from typing import Any
 
 import jax
 
-from unit_jax.batch import Batch
 from unit_jax.data import mixture
 from unit_jax.data.batching import Bucket
+from unit_jax.predict_step import PredictStep
 from unit_jax.settings import Settings
 from unit_jax.tasks import TaskSpec
-from unit_jax.train_step import TrainState, TrainStep
+from unit_jax.train_step import TrainState, TrainStep, batch_shapes, input_shapes
 
+Shape = tuple[TaskSpec, Bucket]
+Name = tuple[str, str, Bucket]  # "train" or "predict", task, what its batches are padded to
+
+# Tracing holds Python's lock, XLA does not; its compiler takes one or two gigabytes a program.
+THREADS = min(8, os.cpu_count() or 1)
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
@@ -19,11 +30,12 @@ class Counter:
 
     Attributes:
       programs: how many.
-      seconds: what that took.
+      seconds: what that took, summed over threads.
     """
 
     def __init__(self):
         self.programs, self.seconds = 0, 0.0
+        self._lock = threading.Lock()
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
     def close(self) -> None:
@@ -31,12 +43,13 @@ class Counter:
 
     def _on_event(self, event: str, seconds: float, **_: Any) -> None:
         if event == _COMPILE_EVENT:
-            self.programs += 1
-            self.seconds += seconds
+            with self._lock:
+                self.programs += 1
+                self.seconds += seconds
 
 
-def combinations(settings: Settings) -> list[tuple[TaskSpec, Bucket]]:
-    """The tasks that are sampled, each with each of its shapes."""
+def all_shapes(settings: Settings) -> list[Shape]:
+    """The tasks that are sampled, each with each of its buckets; data may use fewer."""
     return [
         (spec, bucket)
         for spec in settings.tasks.values()
@@ -45,7 +58,52 @@ def combinations(settings: Settings) -> list[tuple[TaskSpec, Bucket]]:
     ]
 
 
-def compile_step(train_step: TrainStep, state: TrainState, batch: Batch) -> None:
-    """Compiles the programs of a step; `state` and `batch` may be shapes, dtypes and shardings."""
-    for _, program in train_step.lower(state, batch):
-        program.compile()
+def work(
+    train_step: TrainStep,
+    predict: PredictStep,
+    state: TrainState,
+    settings: Settings,
+    mesh,
+    training: Iterable[Shape],
+    evaluation: Iterable[Shape],
+) -> list[tuple[Name, Callable[[], None]]]:
+    """What is to be compiled, as (name, call that compiles it).
+
+    Args:
+      state: arrays, or shapes, dtypes and shardings of them.
+      training, evaluation: what batches there are.
+    """
+
+    # Tasks of a kind share their update: who comes second waits, and finds it compiled.
+    one_at_a_time = threading.Lock()
+
+    def step(spec: TaskSpec, bucket: Bucket) -> None:
+        batch = batch_shapes(spec, bucket, settings, mesh)
+        for name, program in train_step.lower(state, batch):
+            with one_at_a_time if name == "update" else contextlib.nullcontext():
+                program.compile()
+
+    def prediction(spec: TaskSpec, bucket: Bucket) -> None:
+        batch = input_shapes(spec, bucket, settings.train.eval_batch_size, mesh)
+        predict.lower(state.params, state.statistics, batch).compile()
+
+    return [
+        ((name, spec.name, bucket), functools.partial(compile_one, spec, bucket))
+        for name, compile_one, shapes in (
+            ("train", step, training),
+            ("predict", prediction, evaluation),
+        )
+        for spec, bucket in shapes
+    ]
+
+
+def compile_all(work: list[tuple[Name, Callable[[], None]]], threads: int) -> Iterator[Name]:
+    """Does the work in several threads; yields each name when it is done."""
+    with futures.ThreadPoolExecutor(threads) as pool:
+        names = {pool.submit(compile_one): name for name, compile_one in work}
+        try:
+            for done in futures.as_completed(names):
+                done.result()
+                yield names[done]
+        finally:  # an error in one ends the others
+            pool.shutdown(cancel_futures=True)

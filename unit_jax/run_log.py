@@ -92,6 +92,10 @@ class RunLog:
         yield
         if name in self._seen:
             self.recompilations += self.compiled.programs - before
+        self.has_compiled(name)
+
+    def has_compiled(self, name: Hashable) -> None:
+        """The programs of this work are there: what it compiles from now on is one too many."""
         self._seen.add(name)
 
     def flush(self, step: int) -> None:

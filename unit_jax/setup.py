@@ -169,9 +169,7 @@ def open_run(config: Mapping[str, Any], needs_initial_weights: bool = False) -> 
         settings, data, [(task, split) for task in settings.tasks for split in ("train", "val")]
     )
     mesh = partitioning.make_mesh(settings.mesh)
-    for name in ("batch_size", "eval_batch_size"):
-        partitioning.check_batch_size(f"train.{name}", getattr(settings.train, name), mesh)
-    train_step.check_accumulation(settings.train, mesh)
+    train_step.check_batch_sizes(settings.train, mesh)
     graph, params, statistics = functional.abstract(lambda: _build(settings))
     return Run(settings, data, mesh, graph, *partitioning.abstract((params, statistics), mesh))
 

@@ -16,7 +16,7 @@ from unit_jax.data import loader
 from unit_jax.metrics import report
 from unit_jax.predict_step import PredictStep
 from unit_jax.run_log import RunLog
-from unit_jax.train_step import TrainState, TrainStep, batch_shapes
+from unit_jax.train_step import TrainState, TrainStep
 
 
 def start(run: setup.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints) -> TrainState:
@@ -85,7 +85,7 @@ def train(
             last_words.instead_of_waiting(),
         ):
             if settings.compile_ahead:
-                compile_ahead(run, train_step, state, log)
+                compile_ahead(run, train_step, predict, state, log)
             stop = False
             while step < settings.steps and not stop:
                 batch = partitioning.to_devices(next(batches), run.mesh)
@@ -120,20 +120,28 @@ def train(
     return 0
 
 
-def compile_ahead(run: setup.Run, train_step: TrainStep, state: TrainState, log: RunLog) -> None:
-    """Compiles the programs of all tasks and shapes, so that no step waits for one."""
-    settings = run.settings
-    shapes = compilation.combinations(settings)
+def compile_ahead(
+    run: setup.Run, train_step: TrainStep, predict: PredictStep, state: TrainState, log: RunLog
+) -> None:
+    """Compiles the programs of training and evaluation, so that no step waits for one."""
     start, before = time.perf_counter(), log.compiled.programs
+    work = compilation.work(
+        train_step,
+        predict,
+        state,
+        run.settings,
+        run.mesh,
+        training=loader.shapes(run.settings, run.data, "train"),
+        evaluation=loader.shapes(run.settings, run.data, "val"),
+    )
     shown = dict(leave=False, dynamic_ncols=True, disable=not distributed.is_first())
-    for spec, bucket in tqdm(shapes, "compiling", unit="shape", **shown):
-        batch = batch_shapes(spec, bucket, settings, run.mesh)
-        with log.program(("train", spec.name, bucket)):
-            compilation.compile_step(train_step, state, batch)
+    done = compilation.compile_all(work, compilation.THREADS)
+    for name in tqdm(done, "compiling", len(work), unit="shape", **shown):
+        log.has_compiled(name)
     programs = log.compiled.programs - before
     log.say(
-        f"{programs} programs for {len(shapes)} combinations of task and shape "
-        f"compiled (or read from the cache) in {time.perf_counter() - start:.0f} s"
+        f"{programs} programs for {len(work)} combinations of task and shape in training and "
+        f"evaluation compiled (or read from the cache) in {time.perf_counter() - start:.0f} s"
     )
     log.restart_clock()
 

@@ -77,9 +77,11 @@ def learns(settings: Settings, optimizer: optim.Optimizer, task: str, path: str)
     )
 
 
-def check_accumulation(settings: TrainSettings, mesh) -> None:
-    """Raises ValueError unless a batch splits into `train.accumulate_steps` parts that the mesh
-    divides."""
+def check_batch_sizes(settings: TrainSettings, mesh) -> None:
+    """Raises ValueError unless the mesh divides the batches of training, the parts that these are
+    split into, and those of evaluation."""
+    for name in ("batch_size", "eval_batch_size"):
+        partitioning.check_batch_size(f"train.{name}", getattr(settings, name), mesh)
     parts = settings.accumulate_steps
     if parts < 1 or settings.batch_size % parts:
         raise ValueError(
@@ -334,20 +336,7 @@ class Update:
 
 def batch_shapes(spec: TaskSpec, bucket: tuple[int, ...], settings: Settings, mesh) -> Batch:
     """Shapes, dtypes and shardings of the training batches of a task and bucket."""
-    examples = settings.train.batch_size
-    sharding = partitioning.split_over_batch(mesh)
-
-    def array(*shape: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((examples, *shape), dtype, sharding=sharding)
-
-    batch = Batch(spec.name, index=array())
-    if spec.has_image:
-        batch = batch.replace(images=array(*bucket, 3, dtype=np.uint8), image_sizes=array(2))
-    if spec.has_text:
-        tokens = spec.max_tokens if spec.has_image else bucket[0]
-        batch = batch.replace(
-            input_ids=array(tokens), token_mask=array(tokens, dtype=bool), segment_ids=array(tokens)
-        )
+    array = _arrays(settings.train.batch_size, mesh)
     if spec.kind == "detection":
         objects = settings.data.max_objects
         targets = Targets(
@@ -360,7 +349,31 @@ def batch_shapes(spec: TaskSpec, bucket: tuple[int, ...], settings: Settings, me
         targets = Targets(answer_scores=array(spec.num_labels, dtype=np.float32))
     else:
         targets = Targets(labels=array())
-    return batch.replace(targets=targets)
+    return input_shapes(spec, bucket, settings.train.batch_size, mesh).replace(targets=targets)
+
+
+def input_shapes(spec: TaskSpec, bucket: tuple[int, ...], examples: int, mesh) -> Batch:
+    """The same of batches of so many examples without targets: what a prediction reads."""
+    array = _arrays(examples, mesh)
+    batch = Batch(spec.name, index=array())
+    if spec.has_image:
+        batch = batch.replace(images=array(*bucket, 3, dtype=np.uint8), image_sizes=array(2))
+    if spec.has_text:
+        tokens = spec.max_tokens if spec.has_image else bucket[0]
+        batch = batch.replace(
+            input_ids=array(tokens), token_mask=array(tokens, dtype=bool), segment_ids=array(tokens)
+        )
+    return batch
+
+
+def _arrays(examples: int, mesh) -> Callable[..., jax.ShapeDtypeStruct]:
+    """array(*shape of an example, dtype=int32): a batch's, split over the mesh."""
+    sharding = partitioning.split_over_batch(mesh)
+
+    def array(*shape: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((examples, *shape), dtype, sharding=sharding)
+
+    return array
 
 
 def _split(tree, parts: int, axis: int):

@@ -19,6 +19,7 @@ from absl import flags
 
 from unit_jax.batch import Batch, Targets
 from unit_jax.data import batching, mixture, text, transforms
+from unit_jax.data.batching import Bucket
 from unit_jax.data.mixture import Examples, StepPlan
 from unit_jax.data.prepared import PreparedData, Split
 from unit_jax.settings import DataSettings, Settings
@@ -87,6 +88,20 @@ def eval_batches(
     source = _Source(plans.__getitem__, range(len(plans)), {task: reader}, places)
     # Worker processes take seconds to start, texts milliseconds to tokenise.
     return Batches(source, settings.data, settings.data.num_workers if spec.has_image else 0)
+
+
+def shapes(settings: Settings, data: PreparedData, split: str) -> list[tuple[TaskSpec, Bucket]]:
+    """The tasks, each with the buckets that its batches of a split can have; of the split train
+    the tasks that are sampled."""
+    training = split == "train"
+    return [
+        (spec, bucket)
+        for name, spec in settings.tasks.items()
+        if settings.ratios[name] > 0 or not training
+        for bucket in mixture.possible_buckets(
+            spec, _examples(data.split(name, split)), settings.data, training
+        )
+    ]
 
 
 def check(settings: Settings, data: PreparedData, splits: Sequence[tuple[str, str]]) -> None:

@@ -175,6 +175,20 @@ def padded_sizes(
     return np.minimum(examples.tokens, spec.max_tokens)[:, None]
 
 
+def possible_buckets(
+    spec: TaskSpec, examples: Examples, settings: DataSettings, training: bool
+) -> tuple[Bucket, ...]:
+    """The buckets that the batches of these examples can have, under any augmentation."""
+    if spec.has_image:
+        sizes = transforms.possible_sizes(
+            spec.kind, examples.height, examples.width, settings, training
+        )
+    else:
+        sizes = padded_sizes(spec, examples, settings)
+    buckets = buckets_of(spec, settings)
+    return tuple(buckets[number] for number in np.unique(batching.choose_bucket(sizes, buckets)))
+
+
 class _Order:
     """The batches of one task in order, epoch after epoch."""
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
@@ -108,6 +106,10 @@ def ground_truth(records: Iterable[Mapping[str, Any]], categories: Iterable[int]
 
 def coco_stats(ground_truth: dict, detections: list[dict]) -> Float[np.ndarray, "12"]:
     """COCOeval's twelve numbers for boxes, its defaults; -1 where there is no ground truth."""
+    # Predictions need neither, and are made where there is only JAX too.
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
     with contextlib.redirect_stdout(io.StringIO()):  # it prints tables of its own
         truth = COCO()
         truth.dataset = ground_truth
