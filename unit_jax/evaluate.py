@@ -32,6 +32,7 @@ def make_predict(run: setup.Run) -> Predict:
 
     @jax.jit
     def predict(params: Flat, statistics: Flat, batch: Batch) -> dict[str, jax.Array]:
+        params = partitioning.for_use(params, run.mesh)
         model = functional.merge(run.graph, params, statistics)
         with partitioning.constrain_activations(run.mesh):
             outputs = model(batch)
