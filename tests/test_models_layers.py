@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from unit_jax.models import resnet
+from unit_jax.models import functional, resnet
 from unit_jax.models.image_encoder import sine_positions
 from unit_jax.models.transformer import (
     Attention,
@@ -18,6 +18,7 @@ from unit_jax.models.transformer import (
     LayerNorm,
     Linear,
     dropout,
+    prepend,
     through_layers,
 )
 from unit_jax.settings import BackboneSettings
@@ -266,3 +267,26 @@ def test_resnet_sees_an_image_the_same_in_any_batch():
         ours, sizes = run(model, padded, np.array([[37, 50], [height, width]]))
         assert sizes.tolist() == [[3, 4], [-(-height // 16), -(-width // 16)]]
         np.testing.assert_allclose(ours[:1, :3, :4], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_batch_norm_in_half_precision_rounds_once():
+    rng = np.random.default_rng(0)
+    norm = resnet.FrozenBatchNorm(64, 1e-5)
+    norm.mean[...], norm.var[...] = rng.normal(0, 4, 64), rng.uniform(0.1, 2, 64)
+    x = jnp.asarray(rng.normal(norm.mean[...], 1, (100, 64)), jnp.bfloat16)
+    exact = norm(x.astype(jnp.float32))
+    np.testing.assert_array_equal(norm(x), exact.astype(jnp.bfloat16))
+
+
+def test_gradients_of_what_is_broadcast_are_summed_in_float32():
+    graph, params, _ = functional.split(Linear(8, 8, rngs=nnx.Rngs(0)))
+    token = jnp.ones(8)
+    x = jnp.ones((64, 400, 8), jnp.bfloat16)
+
+    def total(bias, token):
+        layer = functional.merge(graph, params | {"bias": bias}, {})
+        return prepend(token, layer(x)).astype(jnp.float32).sum()
+
+    for_bias, for_token = jax.jit(jax.grad(total, (0, 1)))(params["bias"], token)
+    np.testing.assert_array_equal(for_bias, np.full(8, 64 * 400))
+    np.testing.assert_array_equal(for_token, np.full(8, 64))

@@ -114,13 +114,14 @@ def placed_state(mesh) -> train_step.TrainState:
 
 
 @functools.cache
-def one_step(layout: tuple[int, ...], kind: str, dropout: float):
+def one_step(layout: tuple[int, ...], kind: str, dropout: float, examples: int = EXAMPLES):
     """Logs, gradients and the state after one optimiser step, on the host."""
     chosen, mesh = settings(dropout), mesh_of(layout)
     optimizer = optim.Optimizer(chosen.optimizer, 100)
     state = placed_state(mesh)
+    batch = jax.tree.map(lambda x: x[:examples], batch_of(kind))
     gradients = train_step.Gradients(graph_of(chosen), chosen, optimizer, mesh)
-    logs, grads = gradients(state, partitioning.to_devices(batch_of(kind), mesh))
+    logs, grads = gradients(state, partitioning.to_devices(batch, mesh))
     assert_laid_out(grads, mesh)
     logs.pop("matching_ms", None)  # a time
     on_host = jax.device_get((logs, grads))
@@ -160,8 +161,9 @@ def cases():
 
 @pytest.mark.parametrize("layout, kind, dropout", cases())
 def test_a_mesh_computes_what_one_device_does(layout, kind, dropout):
-    """Losses, gradients and one optimiser step."""
-    found, wanted = one_step(layout, kind, dropout), one_step((1, 1, 1), kind, dropout)
+    """Losses, gradients and one optimiser step; without dropout each device has one example."""
+    examples = EXAMPLES if dropout else layout[0] * layout[1]
+    found, wanted = (one_step(on, kind, dropout, examples) for on in (layout, (1, 1, 1)))
     assert_close(found, wanted)
     assert any(np.abs(grad).max() > 1e-4 for grad in found[1].values())
 

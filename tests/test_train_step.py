@@ -15,7 +15,7 @@ from unit_jax.losses import matching
 from unit_jax.models import functional, transformer, unit
 
 SLOW = pytest.mark.slow
-MESH = functools.cache(lambda devices=1: world.mesh_of((devices, 1, 1)))
+MESH = functools.cache(lambda data=1, fsdp=1, tensor=1: world.mesh_of((data, fsdp, tensor)))
 
 
 def changed(settings, **changes):
@@ -27,16 +27,16 @@ def changed(settings, **changes):
     return dataclasses.replace(settings, **groups)
 
 
-def make_step(settings, devices=1) -> tuple[train_step.TrainStep, train_step.TrainState]:
+def make_step(settings, *layout: int) -> tuple[train_step.TrainStep, train_step.TrainState]:
     optimizer = optim.Optimizer(settings.optimizer, 100)
-    step = train_step.TrainStep(world.graph_of(settings), settings, optimizer, MESH(devices))
-    return step, world.placed_state(MESH(devices))
+    step = train_step.TrainStep(world.graph_of(settings), settings, optimizer, MESH(*layout))
+    return step, world.placed_state(MESH(*layout))
 
 
-def gradients(settings, kind: str, devices=1):
+def gradients(settings, kind: str, *layout: int):
     """(logs, gradients) of a kind's batch, on the host."""
-    step, state = make_step(settings, devices)
-    batch = partitioning.to_devices(world.batch_of(kind), MESH(devices))
+    step, state = make_step(settings, *layout)
+    batch = partitioning.to_devices(world.batch_of(kind), MESH(*layout))
     return jax.device_get(step.gradients(state, batch))
 
 
@@ -59,7 +59,10 @@ def assert_same(found, expected, tolerance=2e-5) -> None:
         assert np.abs(grads[path] - grad).max() <= tolerance * scale, path
 
 
-@pytest.mark.parametrize("parts, devices", [(4, 2), pytest.param(2, 1, marks=SLOW)])
+@pytest.mark.parametrize(
+    "parts, layout",
+    [(2, (2, 2, 2)), *(pytest.param(*case, marks=SLOW) for case in ((4, (2,)), (2, ())))],
+)
 @pytest.mark.parametrize(
     "kind, normalisation",
     [
@@ -69,13 +72,13 @@ def assert_same(found, expected, tolerance=2e-5) -> None:
         ("language", "per_image"),  # classification is normalised one way
     ],
 )
-def test_a_batch_in_parts_gives_the_gradients_of_the_whole(kind, normalisation, parts, devices):
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole(kind, normalisation, parts, layout):
     settings = changed(
         world.settings(0.0),
         loss=dict(normalisation=normalisation),
         train=dict(accumulate_steps=parts),
     )
-    assert_same(gradients(settings, kind, devices), plain_gradients(kind, normalisation))
+    assert_same(gradients(settings, kind, *layout), plain_gradients(kind, normalisation))
 
 
 def test_parts_must_divide_the_batch():
@@ -94,6 +97,18 @@ def test_recomputing_changes_no_gradient(kind, policy):
     """With dropout: what is computed again draws the same numbers again."""
     settings = changed(world.settings(0.1), model=dict(rematerialise=policy))
     assert_same(gradients(settings, kind), plain_gradients(kind, dropout=0.1))
+
+
+@SLOW
+@pytest.mark.parametrize("kind", ["detection", "vision_language"])
+def test_a_mesh_with_all_that_is_done_otherwise(kind):
+    settings = changed(
+        world.settings(0.0),
+        model=dict(rematerialise="everything", scan_layers=True, attention="fused"),
+        loss=dict(matcher="device"),
+        train=dict(accumulate_steps=2),
+    )
+    assert_same(gradients(settings, kind, 2, 2, 2), plain_gradients(kind))
 
 
 @SLOW

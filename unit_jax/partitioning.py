@@ -150,6 +150,28 @@ def constrain(tree, mesh: Mesh):
     return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
+def for_use(params: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """Under jit: parameters as the model is to read them.
+
+    Where they are split over `fsdp` and `tensor`, the parts of `fsdp` are put together first. What
+    XLA's partitioner made of products with matrices split over both was wrong on meshes that split
+    over all three axes, with an example per device (jax 0.10.2, CPU; tests/test_sharding.py).
+    """
+    if mesh.shape["fsdp"] == 1 or mesh.shape["tensor"] == 1:
+        return params
+
+    def without_fsdp(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        return tuple(axis for axis in axes if axis != "fsdp")
+
+    specs = {path: parameter_spec(path, x.shape, mesh) for path, x in params.items()}
+    wanted = {
+        path: NamedSharding(mesh, PartitionSpec(*map(without_fsdp, spec)))
+        for path, spec in specs.items()
+    }
+    return jax.lax.with_sharding_constraint(params, wanted)
+
+
 def constrain_activations(mesh: Mesh) -> contextlib.AbstractContextManager:
     """Code traced in this context keeps what it gives to `split_examples` on its devices."""
     if mesh.size == 1:

@@ -34,6 +34,7 @@ class PredictStep:
         return self._program.lower(params, statistics, batch)
 
     def _predict(self, params: Flat, statistics: Flat, batch: Batch) -> dict[str, jax.Array]:
+        params = partitioning.for_use(params, self._mesh)
         model = functional.merge(self._graph, params, statistics)
         with partitioning.constrain_activations(self._mesh):
             outputs = model(batch)

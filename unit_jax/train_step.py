@@ -24,7 +24,7 @@ from unit_jax.batch import Batch, Outputs, Targets
 from unit_jax.losses import classification, detection, matching
 from unit_jax.models import functional
 from unit_jax.models.functional import Flat
-from unit_jax.models.unit import used_parameters
+from unit_jax.models.unit import Unit, used_parameters
 from unit_jax.settings import Settings, TrainSettings
 from unit_jax.tasks import TaskSpec
 
@@ -173,8 +173,12 @@ class Gradients:
             path: p for path, p in params if learns(self._settings, self._optimizer, task, path)
         }
 
+    def _model(self, learned: Flat, state: TrainState) -> Unit:
+        params = partitioning.for_use({**state.params, **learned}, self._mesh)
+        return functional.merge(self._graph, params, state.statistics)
+
     def _outputs(self, learned: Flat, state: TrainState, batch: Batch, part: int) -> Outputs:
-        model = functional.merge(self._graph, {**state.params, **learned}, state.statistics)
+        model = self._model(learned, state)
         key = jax.random.fold_in(jax.random.key(self._settings.seed), state.optimizer.step)
         if self._parts > 1:
             key = jax.random.fold_in(key, part)
@@ -222,7 +226,7 @@ class Gradients:
         bad_costs = (matches == matching.UNUSABLE).any()
 
         def loss(head: Flat, outputs: Outputs):
-            model = functional.merge(self._graph, {**state.params, **head}, state.statistics)
+            model = self._model(head, state)
             attribute_logits = functools.partial(model.attribute_logits, spec.name)
             total, terms = detection.detection_loss(
                 outputs,

@@ -9,6 +9,7 @@ from unit_jax.models.transformer import (
     Keys,
     LayerNorm,
     Memory,
+    spread,
     through_layers,
     torch_default,
     xavier,
@@ -58,7 +59,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "layers batch queries width"]:
         """Normed output of every layer; `queries` are the task's embeddings, the target is 0."""
         batch = memory.tokens.shape[0]
-        queries = jnp.broadcast_to(queries.astype(memory.tokens.dtype), (batch, *queries.shape))
+        queries = spread(queries, (batch, *queries.shape), memory.tokens.dtype)
         x = jnp.zeros_like(queries)
         _, outputs = through_layers(
             self.layers,

@@ -78,11 +78,17 @@ def normal(rngs: nnx.Rngs, rows: int, width: int, std: float = 1.0) -> nnx.Param
     return nnx.Param(std * jax.random.normal(rngs.params(), (rows, width), jnp.float32))
 
 
+def spread(x: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """A parameter broadcast to a shape and cast, in this order: its gradient, a sum over examples
+    and tokens, is then added up in the parameter's dtype, not in 16 bits."""
+    return jnp.broadcast_to(x, shape).astype(dtype)
+
+
 def prepend(
     token: Float[Array, "width"], x: Float[Array, "batch tokens width"]
 ) -> Float[Array, "batch 1+tokens width"]:
     """Puts the same token in front of every sequence."""
-    token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], 1, x.shape[2]))
+    token = spread(token, (x.shape[0], 1, x.shape[2]), x.dtype)
     return jnp.concatenate([token, x], axis=1)
 
 
@@ -150,7 +156,8 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(bias)
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y + spread(self.bias[...], y.shape, y.dtype)
 
 
 class LayerNorm(nnx.Module):
