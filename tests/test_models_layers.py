@@ -21,6 +21,7 @@ from unit_jax.models.transformer import (
     prepend,
     through_layers,
 )
+from unit_jax.precision import divide
 from unit_jax.settings import BackboneSettings
 
 NO_DROPOUT = Keys(None)
@@ -290,3 +291,12 @@ def test_gradients_of_what_is_broadcast_are_summed_in_float32():
     for_bias, for_token = jax.jit(jax.grad(total, (0, 1)))(params["bias"], token)
     np.testing.assert_array_equal(for_bias, np.full(8, 64 * 400))
     np.testing.assert_array_equal(for_token, np.full(8, 64))
+
+
+def test_dropout_and_queries_in_half_precision_keep_their_scale():
+    """1/(1 - rate) and 1/sqrt(96) of 16 bits would be off by more than 0.1 %."""
+    x = jnp.ones((256, 1024), jnp.bfloat16)
+    kept = dropout(x, 0.1, jax.random.key(0)).astype(jnp.float32)
+    assert kept.max() == jnp.bfloat16(1 / 0.9)
+    assert divide(jnp.bfloat16(98), 98**0.5) == jnp.bfloat16(98**0.5)
+    assert divide(jnp.bfloat16(98), 98**0.5).dtype == jnp.bfloat16

@@ -229,3 +229,16 @@ def test_a_state_of_other_parameters_is_refused():
         optimizer.update({}, state, params | {"c": jnp.ones(1)}, set())
     with pytest.raises(ValueError, match="no gradient for 1 used parameters, e.g. b"):
         optimizer.update({"a": jnp.ones(2)}, state, params, {"a", "b"})
+
+
+def test_no_first_moment():
+    """b1 = 0: a step follows the gradient at hand alone."""
+    settings = dataclasses.replace(SETTINGS, b1=0.0, warmup_steps=0, weight_decay=0.0)
+    optimizer = Optimizer(settings, 10)
+    params = {"decoder.norm.scale": jnp.ones(2)}
+    state = optimizer.init(params)
+    for sign in (1.0, -1.0):
+        grads = {"decoder.norm.scale": jnp.full(2, sign)}
+        before = params["decoder.norm.scale"]
+        params, state, _ = optimizer.update(grads, state, params, grads.keys())
+        assert (jnp.sign(before - params["decoder.norm.scale"]) == sign).all()

@@ -217,9 +217,7 @@ class Optimizer:
         settings = self.settings
         b1, b2 = settings.b1, settings.b2
         new_count = count + 1
-        # 1 - b**t; float32 would lose half its digits in the subtraction.
-        remaining1 = -jnp.expm1(new_count * math.log(b1))
-        remaining2 = -jnp.expm1(new_count * math.log(b2))
+        remaining1, remaining2 = _one_minus_power(b1, new_count), _one_minus_power(b2, new_count)
         rate = unless_idle(rate, 0)
         step = rate * jnp.sqrt(remaining2) / remaining1
         mu, nu = mu * unless_idle(b1, 1), nu * unless_idle(b2, 1)
@@ -246,3 +244,8 @@ class Optimizer:
         missing = sorted(path for path in expected if path in used and path not in grads)
         if missing:
             raise ValueError(f"no gradient for {len(missing)} used parameters, e.g. {missing[0]}")
+
+
+def _one_minus_power(base: float, exponent: Int[Array, ""]) -> Float[Array, ""]:
+    """1 - base**exponent; float32 would lose half its digits in the subtraction."""
+    return -jnp.expm1(exponent * (math.log(base) if base else -math.inf))

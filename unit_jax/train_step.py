@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool
 
 from unit_jax import optim, partitioning
 from unit_jax.batch import Batch, Outputs, Targets
@@ -294,47 +295,53 @@ class Update:
 
     def __init__(self, settings: Settings, optimizer: optim.Optimizer, mesh):
         self._settings, self._optimizer, self._mesh = settings, optimizer, mesh
-        self._program = jax.jit(self._update, donate_argnums=0)
-        # Of each task: which of its kind's parameters it reaches, and those it does not.
-        self._plans: dict[str, tuple[dict[str, bool], list[str]]] = {}
+        self._program = jax.jit(self._update, donate_argnums=0, static_argnames="paths")
+        # Of each task: which parameters only some tasks of its kind reach, and whether it does.
+        self._plans: dict[str, dict[str, bool]] = {}
         self._zeros: dict[str, jax.Array] = {}
 
     def __call__(
         self, state: TrainState, grads: Flat, task: str, loss: jax.Array | float = 0.0
     ) -> tuple[TrainState, Logs]:
-        flags, others = self._plan(state.params, task)
-        for path in others:
-            if path not in self._zeros:
-                self._zeros[path] = partitioning.zeros_like(state.params[path])
-        zeros = {path: self._zeros[path] for path in others}
-        return self._program(state, {**grads, **zeros}, flags, loss)
+        plan = self._plan(state.params, task)
+        zeros = {}
+        for path, reached in plan.items():
+            if not reached:
+                if path not in self._zeros:
+                    self._zeros[path] = partitioning.zeros_like(state.params[path])
+                zeros[path] = self._zeros[path]
+        # One array of flags: each by itself would be a transfer of its own.
+        flags = np.array([*plan.values()], bool)
+        return self._program(state, {**grads, **zeros}, flags, loss, paths=tuple(plan))
 
     def lower(self, state: TrainState, grads: Flat, task: str, loss) -> jax.stages.Lowered:
         """The program of a call with arguments of these shapes."""
-        flags, others = self._plan(state.params, task)
-        zeros = {path: state.params[path] for path in others}
-        return self._program.lower(state, {**grads, **zeros}, flags, loss)
+        plan = self._plan(state.params, task)
+        zeros = {path: state.params[path] for path, reached in plan.items() if not reached}
+        flags = np.array([*plan.values()], bool)
+        return self._program.lower(state, {**grads, **zeros}, flags, loss, paths=tuple(plan))
 
-    def _update(self, state: TrainState, grads: Flat, flags: dict[str, jax.Array], loss):
-        used = {path: flags.get(path, True) for path in grads}
+    def _update(
+        self, state: TrainState, grads: Flat, flags: Bool[Array, "paths"], loss, paths: tuple[str]
+    ) -> tuple[TrainState, Logs]:
+        used = dict.fromkeys(grads, True) | dict(zip(paths, flags, strict=True))
         params, opt_state, info = self._optimizer.update(
             grads, state.optimizer, state.params, used, usable=jnp.isfinite(loss)
         )
         params, opt_state = partitioning.constrain((params, opt_state), self._mesh)
         return state.replace(params=params, optimizer=opt_state), info._asdict()
 
-    def _plan(self, params: Flat, task: str) -> tuple[dict[str, bool], list[str]]:
+    def _plan(self, params: Flat, task: str) -> dict[str, bool]:
         if task not in self._plans:
             kind = self._settings.tasks[task].kind
             of_kind = [name for name, spec in self._settings.tasks.items() if spec.kind == kind]
-            flags = {}
+            self._plans[task] = {}
             for path in params:
                 reached = {
                     name: learns(self._settings, self._optimizer, name, path) for name in of_kind
                 }
                 if len(set(reached.values())) == 2:
-                    flags[path] = reached[task]
-            self._plans[task] = flags, [path for path, reached in flags.items() if not reached]
+                    self._plans[task][path] = reached[task]
         return self._plans[task]
 
 

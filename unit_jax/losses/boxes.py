@@ -9,10 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-
-def at_least_float32(x: Array) -> Array:
-    """`x` in float32, or in its own dtype where that is wider."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+from unit_jax.precision import at_least_float32
 
 
 def cxcywh_to_xyxy(boxes: Float[Array, "*dims 4"]) -> Float[Array, "*dims 4"]:

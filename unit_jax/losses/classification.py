@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from unit_jax.batch import Outputs, Targets
-from unit_jax.losses.boxes import at_least_float32
+from unit_jax.precision import at_least_float32
 from unit_jax.settings import LossSettings
 from unit_jax.tasks import TaskSpec
 

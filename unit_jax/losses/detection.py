@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from unit_jax.batch import Outputs, Targets
 from unit_jax.losses import boxes
 from unit_jax.losses.matching import supervised_layers
+from unit_jax.precision import at_least_float32
 from unit_jax.settings import LossSettings
 from unit_jax.tasks import TaskSpec
 
@@ -112,7 +113,7 @@ def cardinality_error(
     no_object = outputs.logits.shape[-1] - 1
     predicted = (outputs.logits.argmax(-1) != no_object).sum(-1)
     errors = jnp.abs(predicted - targets.object_mask.sum(-1))
-    errors = errors.astype(boxes.at_least_float32(outputs.logits).dtype).mean(-1)
+    errors = errors.astype(at_least_float32(outputs.logits).dtype).mean(-1)
     return {
         name + suffix: value
         for suffix, terms in _by_layer({"cardinality_error": errors})
@@ -151,7 +152,7 @@ def _query_classes(logits: Array, targets: Targets, matches: Array) -> Array:
 
 
 def _cross_entropy(logits: Float[Array, "*dims classes"], classes: Int[Array, "*dims"]) -> Array:
-    log_probabilities = jax.nn.log_softmax(boxes.at_least_float32(logits))
+    log_probabilities = jax.nn.log_softmax(at_least_float32(logits))
     return -jnp.take_along_axis(log_probabilities, classes[..., None], axis=-1)[..., 0]
 
 
@@ -195,7 +196,7 @@ def _box_losses(
 ) -> tuple[Float[Array, "layers"], Float[Array, "layers"]]:
     """L1 distance and 1 - generalised IoU, summed over the matched pairs of a layer."""
     matched = matches >= 0
-    predicted = boxes.at_least_float32(_of_matched(outputs.boxes_cxcywh, matches))
+    predicted = at_least_float32(_of_matched(outputs.boxes_cxcywh, matches))
     # Padding gets a box of size one: a box without size could give 0/0 in the gradient.
     wanted = jnp.where(
         targets.object_mask[..., None],
@@ -228,7 +229,7 @@ def _attribute_loss(
     labels = jnp.broadcast_to(jnp.where(object_mask, targets.labels, 0), matches.shape)
     logits = attribute_logits(_of_matched(outputs.hidden_states, matches), labels)
     given = targets.attributes >= 0
-    log_probabilities = jax.nn.log_softmax(boxes.at_least_float32(logits))
+    log_probabilities = jax.nn.log_softmax(at_least_float32(logits))
     losses = -jnp.take_along_axis(
         log_probabilities, jnp.where(given, targets.attributes, 0)[None], axis=-1
     )

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unit_jax.batch import Outputs, Targets
 from unit_jax.losses import boxes
+from unit_jax.precision import at_least_float32
 from unit_jax.settings import LossSettings
 
 UNUSABLE = -2  # in place of a query: the costs of this layer and image are NaN or infinite
@@ -38,14 +39,14 @@ def cost_matrix(
       auxiliary losses only the last layer is there.
     """
     outputs = jax.lax.stop_gradient(supervised_layers(outputs, settings))
-    log_probabilities = jax.nn.log_softmax(boxes.at_least_float32(outputs.logits))
+    log_probabilities = jax.nn.log_softmax(at_least_float32(outputs.logits))
     labels = jnp.where(targets.object_mask, targets.labels, 0)
     class_costs = -jnp.take_along_axis(
         log_probabilities if settings.balanced else jnp.exp(log_probabilities),
         labels[None, :, None, :],
         axis=-1,
     )
-    predicted = boxes.at_least_float32(outputs.boxes_cxcywh)
+    predicted = at_least_float32(outputs.boxes_cxcywh)
     wanted = targets.boxes_cxcywh.astype(predicted.dtype)
     distances = jnp.abs(predicted[..., :, None, :] - wanted[:, None, :, :]).sum(-1)
     overlaps = boxes.pairwise_generalized_box_iou(

@@ -9,11 +9,11 @@ from unit_jax.models.transformer import (
     Keys,
     LayerNorm,
     Memory,
-    spread,
     through_layers,
     torch_default,
     xavier,
 )
+from unit_jax.precision import spread
 from unit_jax.settings import ModelSettings
 
 

@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from unit_jax.models.transformer import Keys, LayerNorm, Linear, dropout
+from unit_jax.precision import at_least_float32
 from unit_jax.tasks import TaskSpec
 
 CLASS_WIDTH = 256  # of the class embedding that the attribute head reads
@@ -27,7 +28,7 @@ class DetectionHead(nnx.Module):
         """(class logits, boxes as (cx, cy, w, h) in [0, 1]), in at least float32."""
         x = jax.nn.relu(self.boxes[0](hidden_states))
         x = self.boxes[2](jax.nn.relu(self.boxes[1](x)))
-        return _at_least_float32(self.classes(hidden_states)), jax.nn.sigmoid(_at_least_float32(x))
+        return at_least_float32(self.classes(hidden_states)), jax.nn.sigmoid(at_least_float32(x))
 
 
 class AttributeHead(nnx.Module):
@@ -46,7 +47,7 @@ class AttributeHead(nnx.Module):
         """Attribute logits; loss and prediction both see them after the ReLU, as the reference."""
         embedded = self.class_embedding[...][class_ids].astype(hidden_states.dtype)
         x = self.linear1(jnp.concatenate([hidden_states, embedded], axis=-1))
-        return jax.nn.relu(_at_least_float32(self.linear2(x)))
+        return jax.nn.relu(at_least_float32(self.linear2(x)))
 
 
 class ClassificationHead(nnx.Module):
@@ -61,8 +62,4 @@ class ClassificationHead(nnx.Module):
     def __call__(self, x: Float[Array, "*dims width"], keys: Keys) -> Float[Array, "*dims labels"]:
         """Label logits of one query's state, in at least float32."""
         x = self.transform(dropout(x, self.dropout, keys()))
-        return _at_least_float32(self.labels(self.norm(jax.nn.gelu(x, approximate=False))))
-
-
-def _at_least_float32(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return at_least_float32(self.labels(self.norm(jax.nn.gelu(x, approximate=False))))

@@ -17,6 +17,7 @@ from unit_jax.models.transformer import (
     prepend,
     through_layers,
 )
+from unit_jax.precision import at_least_float32, spread
 from unit_jax.settings import ModelSettings
 
 EPS = 1e-12  # of BERT's layer norms
@@ -87,7 +88,7 @@ class TextEncoder(nnx.Module):
         positions = self.position_projection(self.position_embedding[:count].astype(self.dtype))
         return Memory(
             self.memory_projection(y[:, :count]),
-            jnp.broadcast_to(positions, (len(y), *positions.shape)),
+            spread(at_least_float32(positions), (len(y), *positions.shape), positions.dtype),
             token_mask[:, :count],
         )
 

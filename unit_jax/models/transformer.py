@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from unit_jax.partitioning import split_examples
+from unit_jax.precision import at_least_float32, divide, spread
 
 Init = nnx.initializers.Initializer
 xavier = nnx.initializers.xavier_uniform()
@@ -55,7 +56,7 @@ def dropout(x: Float[Array, "... width"], rate: float, key: Array | None) -> Flo
     words = jax.random.bits(key, (*batch, (width + 1) // 2), jnp.uint32)
     halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*batch, -1)[..., :width]
     dropped = round(rate * 2**16)
-    return jnp.where(halves >= dropped, x / (1 - dropped / 2**16), 0)
+    return jnp.where(halves >= dropped, divide(x, 1 - dropped / 2**16), 0)
 
 
 def torch_default(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -76,12 +77,6 @@ def bert_std(width: int) -> float:
 def normal(rngs: nnx.Rngs, rows: int, width: int, std: float = 1.0) -> nnx.Param:
     """A table of embeddings, N(0, std) to start with."""
     return nnx.Param(std * jax.random.normal(rngs.params(), (rows, width), jnp.float32))
-
-
-def spread(x: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
-    """A parameter broadcast to a shape and cast, in this order: its gradient, a sum over examples
-    and tokens, is then added up in the parameter's dtype, not in 16 bits."""
-    return jnp.broadcast_to(x, shape).astype(dtype)
 
 
 def prepend(
@@ -169,7 +164,7 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        y = at_least_float32(x)
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
@@ -222,15 +217,11 @@ class Attention(nnx.Module):
         dropout_key = keys()
         if self.fused and (dropout_key is None or self.dropout_rate == 0):
             return self.out(fused_attention(q, k, v, mask).reshape(query.shape))
-        at_least_float32 = jnp.promote_types(q.dtype, jnp.float32)
-        logits = jnp.einsum(
-            "bqhd,bkhd->bhqk",
-            q / math.sqrt(q.shape[-1]),
-            k,
-            preferred_element_type=at_least_float32,
-        )
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        q = divide(q, math.sqrt(q.shape[-1]))
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide)
         if mask is not None:
-            logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(at_least_float32).min)
+            logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(wide).min)
         weights = dropout(jax.nn.softmax(logits), self.dropout_rate, dropout_key).astype(v.dtype)
         return self.out(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(query.shape))
 
