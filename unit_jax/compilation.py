@@ -1,8 +1,10 @@
-"""The programs of training: which there are, compiling them ahead of use, counting them."""
+"""The programs of training: which there are, compiling them ahead, counting and keeping them."""
 
 from typing import Any
 
 import jax
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 
 from unit_jax.batch import Batch
 from unit_jax.data import mixture
@@ -12,6 +14,16 @@ from unit_jax.tasks import TaskSpec
 from unit_jax.train_step import TrainState, TrainStep
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+def keep_programs(folder: epath.Path) -> None:
+    """Has JAX keep compiled programs in a folder and read them back in later runs.
+
+    A folder that JAX was told of already (JAX_COMPILATION_CACHE_DIR) stays.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        compilation_cache.set_cache_dir(str(folder))
+        compilation_cache.reset_cache()  # else JAX remembers that it had no folder
 
 
 class Counter:
