@@ -38,7 +38,7 @@ def initialize(settings: DistributedSettings) -> None:
     MPI tell by themselves; where none of them started this process, it is alone.
 
     Raises:
-      ValueError: the settings are incomplete.
+      ValueError: the settings are incomplete, or the processes did not meet.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     options = dict(
@@ -155,8 +155,10 @@ def check_workdir(workdir: epath.Path) -> None:
                 workdir.mkdir(parents=True, exist_ok=True)
             mine.write_text(socket.gethostname())
         except Exception as error:  # file systems and clouds raise many kinds
+            where = "is there such a bucket? " if paths.is_remote(workdir) else ""
             raise ValueError(
-                f"--workdir: {_me()} cannot write to {workdir} ({error}); {remedy}"
+                f"--workdir: {_me()} cannot write to {workdir} ({type(error).__name__}: {error}); "
+                f"{where}{remedy}"
             ) from error
     try:
         with together():
