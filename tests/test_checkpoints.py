@@ -76,8 +76,12 @@ def test_locate(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint at .*; give a working folder"):
         checkpoints.locate(tmp_path)
     for step in (5, 12):
-        (tmp_path / "run" / "checkpoints" / str(step)).mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / str(step) / "metadata").mkdir(parents=True)
     folder = epath.Path(tmp_path / "run" / "checkpoints")
     assert checkpoints.locate(tmp_path / "run") == (folder, 12)
     assert checkpoints.locate(folder) == (folder, 12)
     assert checkpoints.locate(folder / "5") == (folder, 5)
+    (tmp_path / "2024").mkdir()  # a working folder with a number for a name is no step
+    with pytest.raises(ValueError, match="no checkpoint at .*/2024"):
+        checkpoints.locate(tmp_path / "2024")
+    assert checkpoints.exist(tmp_path / "run") and not checkpoints.exist(tmp_path / "2024")

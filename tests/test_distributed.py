@@ -212,4 +212,6 @@ def test_alone_there_is_nobody_to_ask(tmp_path):
         distributed.check_workdir(epath.Path(tmp_path / "file" / "run"))
     with pytest.raises(ValueError, match="process=2 of processes=2; number the processes from 0"):
         distributed.initialize(DistributedSettings("localhost:1", 2, 2))
+    with pytest.raises(ValueError, match="coordinator=localhost: give HOST:PORT"):
+        distributed.initialize(DistributedSettings("localhost", 2, 0))
     assert jax.process_count() == 1

@@ -64,7 +64,7 @@ def test_bad_steps_are_counted_and_too_many_in_a_row_end_the_run(tmp_path, capsy
 
 
 def test_logs_of_a_remote_folder_are_copied_there_and_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_log, "_is_remote", lambda path: True)
+    monkeypatch.setattr(run_log.paths, "is_remote", lambda path: True)
     remote = epath.Path(tmp_path / "bucket")
     monkeypatch.setattr(time, "time", itertools.count(1e9).__next__)  # file names hold seconds
     for start, end in ((0, 2), (1, 3)):  # the second session goes on from step 1

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from unit_jax import checkpoints
+from unit_jax import checkpoints, paths
 from unit_jax import settings as settings_lib
 from unit_jax.interop import bert, detr, init_from, mmf, torch_files
 from unit_jax.models import functional
@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
+        paths.check_local("--output", options.output)
         if options.source:
             if not options.config:
                 parser.error("--from needs --config")

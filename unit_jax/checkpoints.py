@@ -16,7 +16,10 @@ from absl import logging
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from unit_jax import paths
+
 FOLDER = "checkpoints"
+COMMITTED = "commit_success.txt"  # orbax's, in step folders of a bucket
 REMEDY = "give a working folder, its checkpoints folder or one of the step folders in it"
 
 
@@ -43,7 +46,7 @@ class Checkpoints:
                 )
             )
         self._manager = ocp.CheckpointManager(
-            self.directory.resolve(),
+            paths.absolute(self.directory),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 cleanup_tmp_directories=True,
@@ -151,23 +154,30 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int]:
       ValueError: there is no checkpoint at `path`.
     """
     path = epath.Path(path)
-    if path.name.isdigit() and path.exists():
-        return path.parent, int(path.name)
     for folder in (path / FOLDER, path):
-        if folder.is_dir():
-            steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
-            if steps:
-                return folder, max(steps)
+        if steps := _steps(folder):
+            return folder, max(steps)
+    if path.name.isdigit() and _is_finished(path):
+        return path.parent, int(path.name)
     raise ValueError(f"no checkpoint at {path}; {REMEDY}")
 
 
 def exist(workdir: epath.Path) -> bool:
     """Whether a working folder has a checkpoint."""
-    try:
-        locate(workdir)
-    except ValueError:
-        return False
-    return True
+    return bool(_steps(workdir / FOLDER))
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    """The steps with a whole checkpoint."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.name.isdigit()]
+    return [int(path.name) for path in found if _is_finished(path)]
+
+
+def _is_finished(step: epath.Path) -> bool:
+    """On disk a checkpoint is renamed when it is whole; in a bucket it gets a file that says so."""
+    return (step / (COMMITTED if paths.is_remote(step) else "metadata")).exists()
 
 
 def jsonable(value: Any) -> Any:

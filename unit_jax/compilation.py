@@ -1,4 +1,4 @@
-"""The programs of a run: which there are, compiling them ahead of use, counting them."""
+"""The programs of a run: which there are, compiling them ahead, counting and keeping them."""
 
 import contextlib
 import functools
@@ -9,6 +9,8 @@ from concurrent import futures
 from typing import Any
 
 import jax
+from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 
 from unit_jax.data import mixture
 from unit_jax.data.batching import Bucket
@@ -23,6 +25,16 @@ Name = tuple[str, str, Bucket]  # "train" or "predict", task, what its batches a
 # Tracing holds Python's lock, XLA does not; its compiler takes one or two gigabytes a program.
 THREADS = min(8, os.cpu_count() or 1)
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+def keep_programs(folder: epath.Path) -> None:
+    """Has JAX keep compiled programs in a folder and read them back in later runs.
+
+    A folder that JAX was told of already (JAX_COMPILATION_CACHE_DIR) stays.
+    """
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        compilation_cache.reset_cache()  # else JAX remembers that it had no folder
 
 
 class Counter:

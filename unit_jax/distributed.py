@@ -24,9 +24,10 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from unit_jax import last_words
+from unit_jax import last_words, paths
 from unit_jax.settings import DistributedSettings
 
+PATIENCE_SECONDS = 300  # for all processes to start
 HEARTBEAT_SECONDS = 20  # without a sign of life for so long a process counts as lost
 
 
@@ -37,10 +38,12 @@ def initialize(settings: DistributedSettings) -> None:
     MPI tell by themselves; where none of them started this process, it is alone.
 
     Raises:
-      ValueError: the settings are incomplete.
+      ValueError: the settings are incomplete, or the processes did not meet.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    options = dict(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    options = dict(
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=PATIENCE_SECONDS
+    )
     if settings.coordinator:
         if not 0 <= settings.process < settings.processes:
             raise ValueError(
@@ -48,9 +51,24 @@ def initialize(settings: DistributedSettings) -> None:
                 f"{settings.processes}; number the processes from 0, and give each its own number "
                 "and all the same coordinator, the HOST:PORT of process 0"
             )
-        jax.distributed.initialize(
-            settings.coordinator, settings.processes, settings.process, **options
-        )
+        if not re.fullmatch(r".+:\d+", settings.coordinator):
+            raise ValueError(
+                f"config.distributed.coordinator={settings.coordinator}: give HOST:PORT of process "
+                "0, the same to all"
+            )
+        me = f"process {settings.process} of {settings.processes}"
+        print(f"{me} meets the others at {settings.coordinator}", file=sys.stderr)
+        try:
+            jax.distributed.initialize(
+                settings.coordinator, settings.processes, settings.process, **options
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"{me} did not meet the others at {settings.coordinator} "
+                f"({' '.join(str(error).split())}); start all within {PATIENCE_SECONDS // 60} "
+                "minutes, each with its own config.distributed.process, and give all the address "
+                "of process 0, at a port that is free there and reachable from here"
+            ) from error
         return
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("OMPI_COMM_WORLD_SIZE")
     if tasks == "1":
@@ -100,8 +118,12 @@ def check_agreement(facts: Mapping[str, Any]) -> None:
     Raises:
       ValueError: names what differs, and on which processes.
     """
-    if jax.process_count() == 1:
-        return
+    # Processes of other code may know other facts, and would exchange arrays of another shape.
+    _check_same({"list of settings (its code differs)": list(facts)})
+    _check_same(facts)
+
+
+def _check_same(facts: Mapping[str, Any]) -> None:
     digests = [
         hashlib.sha256(json.dumps(fact, sort_keys=True).encode()).digest()
         for fact in facts.values()
@@ -129,11 +151,14 @@ def check_workdir(workdir: epath.Path) -> None:
     remedy = "give all processes one --workdir that each of them can write, on shared storage"
     with together():
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
+            if not paths.is_remote(workdir):  # a bucket has no folders, and should not be made here
+                workdir.mkdir(parents=True, exist_ok=True)
             mine.write_text(socket.gethostname())
         except Exception as error:  # file systems and clouds raise many kinds
+            where = "is there such a bucket? " if paths.is_remote(workdir) else ""
             raise ValueError(
-                f"--workdir: {_me()} cannot write to {workdir} ({error}); {remedy}"
+                f"--workdir: {_me()} cannot write to {workdir} ({type(error).__name__}: {error}); "
+                f"{where}{remedy}"
             ) from error
     try:
         with together():
@@ -166,12 +191,14 @@ class LastWords:
             cause=f"it was killed, or {self._others} was lost",
             checkpoints=str(checkpoints),
         )
+        # To look into a bucket it needs packages; none of ours must stand in their way (-P).
+        self._options = ["-P"] if paths.is_remote(checkpoints) else ["-S"]
         self._helper: subprocess.Popen | None = None
 
     def __enter__(self) -> "LastWords":
         if jax.process_count() > 1:
             self._helper = subprocess.Popen(
-                [sys.executable, "-S", last_words.__file__],
+                [sys.executable, *self._options, last_words.__file__],
                 stdin=subprocess.PIPE,
                 text=True,
                 start_new_session=True,  # what ends this process must not end it

@@ -2,7 +2,7 @@
 
 `distributed.LastWords` starts it and writes JSON lines to its standard input: what there would be
 to say, or null for nothing. It prints the last of them when the pipe closes. Python's standard
-library is all it needs, so it starts in milliseconds.
+library is all it needs, so it starts in milliseconds; only a bucket takes more, and only then.
 """
 
 import json
@@ -26,14 +26,27 @@ def compose(process: str, step: int | None, cause: str, checkpoints: str) -> str
     """The line. The newest checkpoint is looked up now: it may have been finished just before."""
     done = "before its first step" if step is None else f"after step {step}"
     try:
-        steps = [int(name) for name in os.listdir(checkpoints) if name.isdigit()]
+        steps = (_in_bucket if "://" in checkpoints else _in_folder)(checkpoints)
         newest = f"{checkpoints}/{max(steps)}" if steps else "none"
-    except OSError:  # no folder yet, or not of this file system
-        newest = f"the newest in {checkpoints}" if "://" in checkpoints else "none"
+    except Exception as error:  # clouds raise many kinds, and the line must be said
+        newest = f"the newest in {checkpoints} (now out of reach: {type(error).__name__})"
     return (
         f"{process} stops {done}: {cause}; newest checkpoint: {newest}; to go on from it, start "
         "all processes again with the same commands"
     )
+
+
+def _in_folder(checkpoints: str) -> list[int]:
+    if not os.path.isdir(checkpoints):
+        return []  # none was saved yet
+    return [int(name) for name in os.listdir(checkpoints) if name.isdigit()]
+
+
+def _in_bucket(checkpoints: str) -> list[int]:
+    from etils import epath
+
+    steps = [path for path in epath.Path(checkpoints).iterdir() if path.name.isdigit()]
+    return [int(path.name) for path in steps if (path / "commit_success.txt").exists()]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ import os
 import sys
 
 from absl import app, flags, logging
-from etils import epath
 from ml_collections import config_flags
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -27,23 +26,43 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)  # libraries' notes are not for the terminal
-    # Programs compiled once are read back by later runs in this folder.
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{WORKDIR.value}/compilation_cache")
-    # Imported late: JAX reads the variable above, and `--help` should not wait for its backend.
-    from unit_jax import checkpoints, distributed, evaluate, predict, settings, setup, train
+    # Imported late: `--help` should not wait for JAX.
+    from unit_jax import (
+        checkpoints,
+        compilation,
+        distributed,
+        evaluate,
+        paths,
+        predict,
+        setup,
+        train,
+    )
+    from unit_jax import settings as settings_lib
 
+    training = MODE.value == "train"
     try:
-        distributed.initialize(settings.from_config(CONFIG.value).distributed)
-        workdir = epath.Path(WORKDIR.value)
-        fresh = MODE.value == "train" and not checkpoints.exist(workdir)
+        if training and CHECKPOINT.value:
+            raise ValueError(
+                f"--checkpoint={CHECKPOINT.value}: training goes on from --workdir; to start from "
+                "another checkpoint's weights use --config.init_from.model"
+            )
+        settings = settings_lib.from_config(CONFIG.value)
+        workdir = paths.from_flag("--workdir", WORKDIR.value)
+        checkpoint = paths.from_flag("--checkpoint", CHECKPOINT.value or WORKDIR.value)
+        distributed.initialize(settings.distributed)
         with distributed.together():
+            with paths.reaching("--workdir" if training else "--checkpoint", checkpoint):
+                fresh = training and not checkpoints.exist(workdir)
+                if not training:
+                    checkpoints.locate(checkpoint)
             run = setup.open_run(CONFIG.value, needs_initial_weights=fresh)
         distributed.check_workdir(workdir)
-        distributed.check_agreement(run.facts())
+        command = {"--mode": MODE.value, "--checkpoint": str(checkpoint), "--split": SPLIT.value}
+        distributed.check_agreement({**command, **run.facts()})
+        compilation.keep_programs(workdir / "compilation_cache")
         with distributed.LastWords(workdir / checkpoints.FOLDER) as last_words:
-            if MODE.value == "train":
+            if training:
                 return train.train(run, workdir, last_words)
-            checkpoint = CHECKPOINT.value or workdir
             if MODE.value == "eval":
                 evaluate.evaluate_checkpoint(run, checkpoint, workdir, SPLIT.value)
             else:

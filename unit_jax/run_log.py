@@ -4,7 +4,6 @@ import collections
 import contextlib
 import io
 import json
-import os
 import tempfile
 import time
 from collections.abc import Hashable, Iterator, Mapping
@@ -16,7 +15,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from unit_jax import compilation, distributed
+from unit_jax import compilation, distributed, paths
 from unit_jax.settings import TrainSettings
 
 FILE = "metrics.jsonl"
@@ -43,7 +42,7 @@ class RunLog:
         self._every, self._max_bad_steps = settings.log_every, settings.max_bad_steps
         first = distributed.is_first()
         self._workdir = self._folder = workdir
-        if _is_remote(workdir):  # object stores append to no file
+        if paths.is_remote(workdir):  # object stores append to no file
             self._folder = epath.Path(tempfile.mkdtemp())
             if first and (workdir / FILE).exists():
                 (workdir / FILE).copy(self._folder / FILE)
@@ -179,6 +178,8 @@ class RunLog:
         self._file.close()
         self._board.close()
         self.compiled.close()
+        if self._folder != self._workdir:
+            self._folder.rmtree()
 
 
 def _cause(logs: Mapping[str, np.ndarray | float]) -> str:
@@ -188,10 +189,6 @@ def _cause(logs: Mapping[str, np.ndarray | float]) -> str:
     if logs.get("bad_costs", False):
         return "the matching costs (logits, boxes or target boxes) are"
     return "the gradient is" if np.isfinite(logs["loss"]) else "the loss is"
-
-
-def _is_remote(path: epath.Path) -> bool:
-    return "://" in os.fspath(path)
 
 
 def _step_of(line: str) -> int:

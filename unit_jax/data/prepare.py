@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from unit_jax import paths
 from unit_jax.data import demo, prepared, text
 from unit_jax.data.sources import base, images
 from unit_jax.data.sources.coco import Coco
@@ -103,9 +104,12 @@ def prepare(
 
     Raises:
       ValueError: files are missing (all are listed), too many are faulty, nothing is usable,
-        they list another number than was published, or the folder holds another vocabulary.
+        they list another number than was published, the folder holds another vocabulary, or a
+        folder is no folder of this machine.
     """
     settings = settings or Settings()
+    paths.check_local("--source", source)
+    paths.check_local("--data_dir", data_dir)
     source, data_dir = pathlib.Path(source), pathlib.Path(data_dir)
     chosen = [_source_class(name)(source, settings.options) for name in datasets]
     manifest = prepared.read_manifest(data_dir)

@@ -8,9 +8,9 @@ UniT holds the same BERT under a prefix.
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 from unit_jax.interop import mmf, torch_files
 
@@ -27,7 +27,7 @@ def load(source: str | os.PathLike) -> dict[str, np.ndarray]:
     Raises:
       ValueError: there is no such thing, or it cannot be read.
     """
-    path = Path(source)
+    path = epath.Path(source)
     if path.is_dir():
         found = [path / name for name in _FILES if (path / name).is_file()]
         if not found:
@@ -83,14 +83,14 @@ def export_weights(arrays: Mapping[str, np.ndarray], prefix: str = "") -> dict[s
     }
 
 
-def _download(name: str) -> Path:
+def _download(name: str) -> epath.Path:
     """One weight file of a hub model, in the hub's local cache."""
     import huggingface_hub  # needed by hub names only
     from huggingface_hub import errors
 
     for file in _FILES:
         try:
-            return Path(huggingface_hub.hf_hub_download(name, file))
+            return epath.Path(huggingface_hub.hf_hub_download(name, file))
         except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
             if isinstance(error, errors.RemoteEntryNotFoundError):
                 continue  # the model exists, without this file

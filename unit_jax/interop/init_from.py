@@ -11,11 +11,11 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from flax import nnx
 
 from unit_jax import checkpoints
@@ -124,7 +124,7 @@ def model_from_unit(
         with the same; an MMF file does not tell, so the report does. None = not compared.
     """
     note = ""
-    if Path(path).is_dir():
+    if epath.Path(path).is_dir():
         found, metadata = read_checkpoint(path)
         ignored = []
         saved = metadata["settings"]["model"]["backbone"]["bn_eps"]

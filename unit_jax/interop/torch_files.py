@@ -27,6 +27,9 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
+from etils import epath
+
+from unit_jax import paths
 
 _DTYPES = {
     "float64": np.float64,
@@ -119,11 +122,12 @@ def read(path: str | os.PathLike) -> Any:
 
     An argparse.Namespace becomes a dict. See `load_state_dict` for formats and errors.
     """
-    path = Path(path)
+    path = epath.Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: {'a folder, not a file' if path.is_dir() else 'no such file'}")
     try:
-        return _read(path)
+        with _on_disk(path) as file:
+            return _read(file)
     except Refused as error:
         raise Refused(f"{path}: {error}") from None
     except Exception as error:  # a damaged file can make any of the readers stumble anywhere
@@ -135,6 +139,16 @@ def read(path: str | os.PathLike) -> Any:
 
 class Refused(ValueError):
     """A pickle names an object that is not on the allow-list; nothing of it was executed."""
+
+
+@contextlib.contextmanager
+def _on_disk(path: epath.Path) -> Iterator[Path]:
+    """The file itself, or a temporary copy of one in a bucket."""
+    if not paths.is_remote(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(path.copy(Path(folder, path.name)))
 
 
 # ---- zip, stacked pickles, safetensors, tar
