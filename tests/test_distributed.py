@@ -215,3 +215,19 @@ def test_alone_there_is_nobody_to_ask(tmp_path):
     with pytest.raises(ValueError, match="coordinator=localhost: give HOST:PORT"):
         distributed.initialize(DistributedSettings("localhost", 2, 0))
     assert jax.process_count() == 1
+
+
+def test_a_coordinator_that_is_not_there(monkeypatch):
+    """Told in one line, before JAX would end the process from within native code."""
+    monkeypatch.setattr(distributed, "PATIENCE_SECONDS", 0.5)
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        address = f"localhost:{taken.getsockname()[1]}"
+        told = f"process 0 of 2 did not meet the others at {address} .*in use.*free there"
+        with pytest.raises(ValueError, match=told):
+            distributed.initialize(DistributedSettings(address, 2, 0))
+    told = f"process 1 of 2 did not meet the others at {address} .*refused"
+    with pytest.raises(ValueError, match=told):
+        distributed.initialize(DistributedSettings(address, 2, 1))
+    assert jax.process_count() == 1

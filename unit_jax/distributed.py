@@ -13,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import traceback
 import uuid
 import warnings
@@ -59,10 +60,11 @@ def initialize(settings: DistributedSettings) -> None:
         me = f"process {settings.process} of {settings.processes}"
         print(f"{me} meets the others at {settings.coordinator}", file=sys.stderr)
         try:
+            _look_at(settings.coordinator, is_own=settings.process == 0)
             jax.distributed.initialize(
                 settings.coordinator, settings.processes, settings.process, **options
             )
-        except RuntimeError as error:
+        except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"{me} did not meet the others at {settings.coordinator} "
                 f"({' '.join(str(error).split())}); start all within {PATIENCE_SECONDS // 60} "
@@ -80,6 +82,32 @@ def initialize(settings: DistributedSettings) -> None:
         if tasks:
             raise
         # No cluster is detected.
+
+
+def _look_at(coordinator: str, is_own: bool) -> None:
+    """Whether the coordinator's port is free (its own process), or when it answers (others).
+
+    JAX finds out too, but ends the process from native code, with a stack dump in place of an
+    error.
+
+    Raises:
+      OSError: the port is taken, or nobody answers there for PATIENCE_SECONDS.
+    """
+    host, _, port = coordinator.rpartition(":")
+    if is_own:
+        with socket.socket() as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(("", int(port)))
+        return
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def is_first() -> bool:
