@@ -26,6 +26,14 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
+# A process of the suite takes whole files, in this order.
+LONGEST = ("test_sharding.py", "test_distributed.py", "test_train_step.py", "test_end_to_end.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def forget_programs():
     """Frees programs after each file: hundreds alive at once crash XLA's CPU backend."""
