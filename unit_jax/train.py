@@ -84,7 +84,7 @@ def train(
             stop_request() as asked,
             last_words.instead_of_waiting(),
         ):
-            if settings.compile_ahead:
+            if settings.compile_ahead and step < settings.steps:
                 compile_ahead(run, train_step, predict, state, log)
             stop = False
             while step < settings.steps and not stop:
@@ -103,6 +103,7 @@ def train(
                     with log.program("evaluate"):
                         found = evaluate.evaluate(run, predict, state.params, state.statistics)
                     log.write(step, found.metrics)
+                    log.restart_clock()
                 if step % settings.checkpoint_every == 0 or last or stop:
                     log.flush(step)  # too many bad steps end the run before it is saved
                     save(checkpoints, run, step, state, found.metrics if found else None)
