@@ -40,11 +40,13 @@ def config(tmp_path) -> str:
 def test_cold_and_warm(config, capfd):
     assert compile_report.main([f"--config={config}:sst2"]) == 0
     lines = [line for line in capfd.readouterr().out.splitlines() if "programs" in line]
-    # Texts of 8 or 24 tokens, learned and answered, and the update.
-    expected = "5 programs for 4 combinations of task and shape in training and evaluation"
-    assert [line.split(":")[0] for line in lines] == ["cold", "warm"]
-    assert all(expected in line for line in lines)
-    cold, warm = (int(re.search(r"spent (\d+) s in", line)[1]) for line in lines)
+    # Texts of 8 or 24 tokens, and in training the update.
+    counts = {"training": 3, "evaluation": 2}
+    passes = [(name, part) for name in ("cold", "warm") for part in counts]
+    assert [line.split(":")[0] for line in lines] == [f"{name}, {part}" for name, part in passes]
+    for line, (_, part) in zip(lines, passes, strict=True):
+        assert f"{counts[part]} programs for 2 combinations of task and shape" in line
+    cold, _, warm, _ = (int(re.search(r"spent (\d+) s in", line)[1]) for line in lines)
     assert warm < cold
 
 
@@ -60,5 +62,5 @@ def test_a_task_that_is_not_sampled_has_no_programs(config):
 
 def test_batches_that_the_devices_do_not_divide(tmp_path, capsys):
     config = write_config(tmp_path / "tiny.py", eval_batch_size=50)
-    assert compile_report.main(["--once", f"--config={config}:sst2"]) == 2
+    assert compile_report.main(["--once=training", f"--config={config}:sst2"]) == 2
     assert "train.eval_batch_size = 50 cannot be split over 8" in capsys.readouterr().err
