@@ -4,15 +4,18 @@ import json
 import shutil
 
 import numpy as np
-import official_files as official
 import pytest
 from etils import epath
 from PIL import Image
 
+from tests import official_files as official
 from tests import tiny
-from tests.test_convert_checkpoint import convert
-from unit_jax import checkpoints, evaluate, predict, setup, train
+from tests.tools.test_convert_checkpoint import convert
+from unit_jax import run as run_lib
 from unit_jax.data import prepare
+from unit_jax.evaluation import evaluate, submissions
+from unit_jax.runtime import checkpoints
+from unit_jax.training import loop
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def data_dir(tmp_path_factory):
 def _train(config: dict, workdir) -> list[dict]:
     workdir = epath.Path(workdir)
     workdir.mkdir(exist_ok=True)
-    assert train.train(setup.open_run(config), workdir) == 0
+    assert loop.train(run_lib.open_run(config), workdir) == 0
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -68,20 +71,20 @@ def test_the_same_seed_gives_the_same_numbers_also_across_a_resume(data_dir, fin
     whole = _numbers(finished[1])
     workdir = epath.Path(tmp_path / "parts")
     workdir.mkdir()
-    run = setup.open_run(config)
-    original = train.save
+    run = run_lib.open_run(config)
+    original = loop.save
 
     def save_then_stop(saved, run, step, *rest):
         original(saved, run, step, *rest)
         saved.wait()
         raise KeyboardInterrupt  # as `kill -9` right after a checkpoint would look to the folder
 
-    train.save = save_then_stop
+    loop.save = save_then_stop
     try:
         with pytest.raises(KeyboardInterrupt):
-            train.train(run, workdir)
+            loop.train(run, workdir)
     finally:
-        train.save = original
+        loop.save = original
     assert checkpoints.locate(workdir)[1] == 3
     assert _numbers(_train(config, workdir)) == whole
 
@@ -96,14 +99,14 @@ def test_a_finished_run_only_prints_its_report(data_dir, finished, capsys):
 
 def test_eval_mode_prints_the_same_numbers(data_dir, finished, tmp_path):
     workdir, _ = finished
-    run = setup.open_run(tiny.values(data_dir))
+    run = run_lib.open_run(tiny.values(data_dir))
     evaluate.evaluate_checkpoint(run, workdir, epath.Path(tmp_path))
     assert (tmp_path / "report.json").read_text() == (workdir / "report.json").read_text()
 
     other_ways = tiny.values(data_dir)
     other_ways["model"].update(scan_layers=True, attention="fused", rematerialise="layers")
-    run = setup.open_run(other_ways)  # of computing the same model
-    predict.predict_checkpoint(run, workdir / "checkpoints" / "6", epath.Path(tmp_path))
+    run = run_lib.open_run(other_ways)  # of computing the same model
+    submissions.predict_checkpoint(run, workdir / "checkpoints" / "6", epath.Path(tmp_path))
     answers = json.loads((tmp_path / "predictions" / "vqa2-val.json").read_text())
     assert len(answers) == len(run.data.split("vqa2", "val"))
     assert set(answers[0]) == {"question_id", "answer"}
@@ -133,8 +136,8 @@ def test_predictions_for_test_splits(data_dir, finished, tmp_path):
     official.write(source / "glue/QQP/test.tsv", "\n".join(rows) + "\n")
     prepare.prepare(source, tmp_path / "data", tiny.TASKS, prepare.Settings(progress=False))
 
-    run = setup.open_run(tiny.values(tmp_path / "data"))
-    predict.predict_checkpoint(run, finished[0], epath.Path(tmp_path), "test")
+    run = run_lib.open_run(tiny.values(tmp_path / "data"))
+    submissions.predict_checkpoint(run, finished[0], epath.Path(tmp_path), "test")
     folder = tmp_path / "predictions"
     boxes = json.loads((folder / "coco-test.json").read_text())
     assert {box["image_id"] for box in boxes} == {image["id"] for image in listed}
@@ -155,24 +158,24 @@ def test_bad_input_is_one_error_before_training(data_dir, finished, tmp_path):
     config = tiny.values(data_dir)
     config["train"]["batch_size"] = 12
     with pytest.raises(ValueError, match="train.batch_size = 12 cannot be split over 8 devices"):
-        setup.open_run(config)
+        run_lib.open_run(config)
 
     config = tiny.values(data_dir, tasks=("coco", "snli_ve"))
     with pytest.raises(ValueError, match="snli_ve: not prepared; run: python tools/prepare_data"):
-        setup.open_run(config)
+        run_lib.open_run(config)
 
     config = tiny.values(data_dir)
     config["init_from"]["backbone"] = "nowhere/detr.pth"
     with pytest.raises(ValueError, match="init_from.backbone = 'nowhere/detr.pth' does not exist"):
-        setup.open_run(config, needs_initial_weights=True)
+        run_lib.open_run(config, needs_initial_weights=True)
 
     config = tiny.values(data_dir)
     config["model"]["decoder"]["layers"] = 1
     with pytest.raises(ValueError, match="model.decoder.layers = 2 there, 1 in this") as error:
-        train.train(setup.open_run(config), epath.Path(finished[0]))
+        loop.train(run_lib.open_run(config), epath.Path(finished[0]))
     assert "another --workdir" in str(error.value)
 
-    run = setup.open_run(tiny.values(data_dir))
+    run = run_lib.open_run(tiny.values(data_dir))
     metadata = run.metadata()
     metadata["data"]["vocabulary"] = "0" * 64
     with pytest.raises(ValueError, match="made with another vocabulary"):
@@ -184,18 +187,18 @@ def test_a_checkpoint_from_mmf_evaluates_predicts_and_trains(data_dir, finished,
     workdir, converted = epath.Path(finished[0]), tmp_path / "converted"
     convert.export_checkpoint("mmf", workdir, tmp_path / "unit.pth")
     config = tiny.values(data_dir)
-    run = setup.open_run(config)
+    run = run_lib.open_run(config)
     convert.import_checkpoint("mmf", str(tmp_path / "unit.pth"), run.settings, str(converted))
     evaluate.evaluate_checkpoint(run, converted, epath.Path(tmp_path))
     assert (tmp_path / "report.json").read_text() == (workdir / "report.json").read_text()
-    predict.predict_checkpoint(run, converted, epath.Path(tmp_path))
+    submissions.predict_checkpoint(run, converted, epath.Path(tmp_path))
     assert (tmp_path / "predictions" / "coco-val.json").exists()
 
     with pytest.raises(ValueError, match="no state of training.*config.init_from.model="):
-        train.train(run, epath.Path(converted))
+        loop.train(run, epath.Path(converted))
     config["init_from"]["model"] = str(converted)
     capsys.readouterr()
-    started = setup.open_run(config, needs_initial_weights=True).initial_model()
+    started = run_lib.open_run(config, needs_initial_weights=True).initial_model()
     assert f"model from {converted}: " in capsys.readouterr().out
     original = run.restored_model(workdir)
     for group, leaves in original.items():
@@ -204,4 +207,4 @@ def test_a_checkpoint_from_mmf_evaluates_predicts_and_trains(data_dir, finished,
 
     config["model"]["backbone"]["bn_eps"] = 0.0
     with pytest.raises(ValueError, match=r"--config\.model\.backbone\.bn_eps=1e-05"):
-        setup.open_run(config).restored_model(converted)
+        run_lib.open_run(config).restored_model(converted)

@@ -1,14 +1,12 @@
 """The command line: what is wrong is told in one message, within seconds."""
 
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
+from tests import ROOT
 from unit_jax.tasks import PUBLISHED
-
-ROOT = pathlib.Path(__file__).parent.parent
 
 
 def errors_of(*flags: str) -> str:

@@ -2,23 +2,19 @@
 
 import os
 import pathlib
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "tools"))
+from tests import REFERENCE_FILES
+from unit_jax.data import transforms
+from unit_jax.outputs.objects import boxes
+from unit_jax.tools import check_parity
+from unit_jax.tools.parity import cases, model_files, report
+from unit_jax.training import optimizer as optim
 
-import check_parity  # noqa: E402
-from parity import cases, model_files, report  # noqa: E402
-
-from unit_jax import optim  # noqa: E402
-from unit_jax.data import transforms  # noqa: E402
-from unit_jax.losses import boxes  # noqa: E402
-
-CASES = ROOT / "tests/data/parity"
+CASES = REFERENCE_FILES / "parity"
 PROCESSING = CASES / "processing.npz"
 GIVEN = sorted(pathlib.Path(os.environ.get("PARITY_DIR", "no folder given")).glob("*.npz"))
 

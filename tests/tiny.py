@@ -3,8 +3,8 @@
 import pathlib
 
 from configs import demo
-from unit_jax.data import demo as demo_data
 from unit_jax.data import prepare
+from unit_jax.demo import world as demo_data
 
 TASKS = ("coco", "vqa2", "qqp")
 

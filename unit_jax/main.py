@@ -27,17 +27,12 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)  # libraries' notes are not for the terminal
     # Imported late: `--help` should not wait for JAX.
-    from unit_jax import (
-        checkpoints,
-        compilation,
-        distributed,
-        evaluate,
-        paths,
-        predict,
-        setup,
-        train,
-    )
+    from unit_jax import paths
+    from unit_jax import run as run_lib
     from unit_jax import settings as settings_lib
+    from unit_jax.evaluation import evaluate, submissions
+    from unit_jax.runtime import checkpoints, distributed
+    from unit_jax.training import compilation, loop
 
     training = MODE.value == "train"
     try:
@@ -55,18 +50,18 @@ def main(argv: list[str]) -> int:
                 fresh = training and not checkpoints.exist(workdir)
                 if not training:
                     checkpoints.locate(checkpoint)
-            run = setup.open_run(CONFIG.value, needs_initial_weights=fresh)
+            run = run_lib.open_run(CONFIG.value, needs_initial_weights=fresh)
         distributed.check_workdir(workdir)
         command = {"--mode": MODE.value, "--checkpoint": str(checkpoint), "--split": SPLIT.value}
         distributed.check_agreement({**command, **run.facts()})
         compilation.keep_programs(workdir / "compilation_cache")
         with distributed.LastWords(workdir / checkpoints.FOLDER) as last_words:
             if training:
-                return train.train(run, workdir, last_words)
+                return loop.train(run, workdir, last_words)
             if MODE.value == "eval":
                 evaluate.evaluate_checkpoint(run, checkpoint, workdir, SPLIT.value)
             else:
-                predict.predict_checkpoint(run, checkpoint, workdir, SPLIT.value)
+                submissions.predict_checkpoint(run, checkpoint, workdir, SPLIT.value)
     except (ValueError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -30,7 +30,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int, UInt64
 
-from unit_jax.data import batching, hashing, transforms
+from unit_jax.data import batching, counters, transforms
 from unit_jax.data.batching import Bucket
 from unit_jax.settings import DataSettings, Settings
 from unit_jax.tasks import TaskSpec
@@ -138,7 +138,7 @@ class Mixture:
         while len(self._blocks) <= block:
             first = len(self._blocks) * _BLOCK
             steps = np.arange(first, first + _BLOCK)
-            draws = hashing.uniform(hashing.mix(self._seed, "task", steps))
+            draws = counters.uniform(counters.mix(self._seed, "task", steps))
             tasks = np.searchsorted(self._upper, draws, side="right")
             before = np.zeros(len(self._names), np.int64)
             if self._blocks:
@@ -197,7 +197,7 @@ class _Order:
     ):
         self._spec = spec
         self._examples = examples
-        self._key = hashing.mix(seed, spec.name)
+        self._key = counters.mix(seed, spec.name)
         self._batch_size = batch_size
         self._settings = settings
         self._buckets = buckets_of(spec, settings)
@@ -223,7 +223,7 @@ class _Order:
     def _draw(self, epoch: int) -> tuple[UInt64[np.ndarray, "n"], Int[np.ndarray, "n"]]:
         """Augmentation seed and bucket number of every example in an epoch."""
         rows = np.arange(self._examples.count)
-        seeds = hashing.mix(self._key, "augmentation", epoch, rows)
+        seeds = counters.mix(self._key, "augmentation", epoch, rows)
         sizes = padded_sizes(self._spec, self._examples, self._settings, seeds)
         numbers = batching.choose_bucket(sizes, self._buckets)
         if numbers.min() < 0:
@@ -236,7 +236,7 @@ class _Order:
     def _plan_epoch(self, epoch: int) -> list[StepPlan]:
         seeds, numbers = self._draw(epoch)
         shuffled = np.argsort(
-            hashing.mix(self._key, "order", epoch, np.arange(len(seeds))), kind="stable"
+            counters.mix(self._key, "order", epoch, np.arange(len(seeds))), kind="stable"
         )
         groups = group(numbers[shuffled], self._batch_size, self._buckets)
         plans = []
@@ -247,7 +247,7 @@ class _Order:
             )  # repeats from the start
             plans += [StepPlan(self._spec.name, bucket, r, seeds[r]) for r in rows]
         order = np.argsort(
-            hashing.mix(self._key, "batches", epoch, np.arange(len(plans))), kind="stable"
+            counters.mix(self._key, "batches", epoch, np.arange(len(plans))), kind="stable"
         )
         return [plans[i] for i in order]
 

@@ -19,13 +19,14 @@ import numpy as np
 from tqdm import tqdm
 
 from unit_jax import paths
-from unit_jax.data import demo, prepared, text
+from unit_jax.data import prepared, text
 from unit_jax.data.sources import base, images
 from unit_jax.data.sources.coco import Coco
 from unit_jax.data.sources.glue import Mnli, Qnli, Qqp, Sst2
 from unit_jax.data.sources.snli_ve import SnliVe
 from unit_jax.data.sources.visual_genome import VisualGenome
 from unit_jax.data.sources.vqa2 import Vqa2
+from unit_jax.demo import world
 
 SOURCES: Mapping[str, type[base.RecordSource]] = {
     source.name: source for source in (Coco, VisualGenome, Vqa2, SnliVe, Qnli, Mnli, Qqp, Sst2)
@@ -122,7 +123,7 @@ def prepare(
         if settings.overwrite or not _is_finished(data_dir, manifest, images.FAMILIES[name])
     ]
     _check_files(source, todo, families)
-    writer = _Writer(data_dir, settings, compare_counts=not (source / demo.DONE).exists())
+    writer = _Writer(data_dir, settings, compare_counts=not (source / world.DONE).exists())
     if any(task.kind != "detection" for task in chosen):
         writer.store_vocabulary(source)
     for family in families:

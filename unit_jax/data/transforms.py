@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8, UInt64
 from PIL import Image
 
-from unit_jax.data import hashing
+from unit_jax.data import counters
 from unit_jax.settings import DataSettings
 from unit_jax.tasks import Kind
 
@@ -111,20 +111,20 @@ def plan(
         return Plan(np.zeros(images, bool), no_first, no_crop, size)
 
     def bits(what: str):
-        return hashing.mix(seeds, what)
+        return counters.mix(seeds, what)
 
     def choice(what: str, options: tuple[int, ...]):
-        return np.asarray(options)[hashing.integers(bits(what), 0, len(options) - 1)]
+        return np.asarray(options)[counters.integers(bits(what), 0, len(options) - 1)]
 
-    flip = hashing.uniform(bits("flip")) < settings.flip_probability
-    cropped = hashing.uniform(bits("crop or not")) < settings.crop_probability
+    flip = counters.uniform(bits("flip")) < settings.flip_probability
+    cropped = counters.uniform(bits("crop or not")) < settings.crop_probability
     first = resized_size(height, width, choice("first size", settings.crop_short_sides))
-    side = hashing.integers(
+    side = counters.integers(
         np.stack([bits("crop height"), bits("crop width")], -1),
         np.minimum(first, settings.crop_min),
         np.minimum(first, settings.crop_max),
     )
-    corner = hashing.integers(np.stack([bits("top"), bits("left")], -1), 0, first - side)
+    corner = counters.integers(np.stack([bits("top"), bits("left")], -1), 0, first - side)
     before = np.where(cropped[:, None], side, np.stack([height, width], -1))
     size = resized_size(
         before[:, 0],

@@ -18,11 +18,11 @@ import numpy as np
 from etils import epath
 from flax import nnx
 
-from unit_jax import checkpoints
 from unit_jax import settings as settings_lib
 from unit_jax.interop import bert, detr, mmf, torch_files
-from unit_jax.models import functional
+from unit_jax.models import flat
 from unit_jax.models.unit import Unit
+from unit_jax.runtime import checkpoints
 from unit_jax.settings import ModelSettings, Settings
 from unit_jax.tasks import TaskSpec
 
@@ -163,7 +163,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:
     with contextlib.closing(checkpoints.Checkpoints(folder)) as saved:
         metadata = saved.metadata(step)
         model, tasks = saved_settings(metadata, f"{folder / str(step)}")
-        _, params, statistics = functional.abstract(lambda: Unit(model, tasks, rngs=nnx.Rngs(0)))
+        _, params, statistics = flat.abstract(lambda: Unit(model, tasks, rngs=nnx.Rngs(0)))
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),

@@ -17,7 +17,7 @@ from unit_jax.models.transformer import (
     through_layers,
     xavier,
 )
-from unit_jax.partitioning import split_examples
+from unit_jax.runtime.partitioning import split_examples
 from unit_jax.settings import ModelSettings
 
 TASK_ROWS = 256  # rows of the image task-embedding table; the reference fixes them

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from unit_jax.models.transformer import recomputed
-from unit_jax.partitioning import whole
+from unit_jax.runtime.partitioning import whole
 from unit_jax.settings import BackboneSettings
 
 EXPANSION = 4  # a block's output is this many times wider than its 3x3 convolution

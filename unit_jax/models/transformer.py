@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from unit_jax.partitioning import split_examples
 from unit_jax.precision import at_least_float32, divide, spread
+from unit_jax.runtime.partitioning import split_examples
 
 Init = nnx.initializers.Initializer
 xavier = nnx.initializers.xavier_uniform()

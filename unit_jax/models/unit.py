@@ -14,7 +14,7 @@ from unit_jax.models.heads import ClassificationHead, DetectionHead
 from unit_jax.models.image_encoder import ImageEncoder
 from unit_jax.models.text_encoder import TextEncoder
 from unit_jax.models.transformer import Keys, Memory, normal, recomputed
-from unit_jax.partitioning import split_examples
+from unit_jax.runtime.partitioning import split_examples
 from unit_jax.settings import ModelSettings
 from unit_jax.tasks import TaskSpec
 

@@ -1,0 +1,548 @@
+"""Writes the demo's eight data sets in the official file layouts and schemas.
+
+The same settings give the same bytes: every picture and every text draws from a generator of its
+own, seeded with the seed, the data set, the split and its number. Nothing is dated.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image
+from tokenizers import BertWordPieceTokenizer
+from tqdm import tqdm
+
+from unit_jax.demo import texts as demo_text
+from unit_jax.demo.scenes import (
+    COLORS,
+    HELD_OUT,
+    SHAPES,
+    SIZES,
+    TEXTURES,
+    UNSEEN_SHARE,
+    Chooser,
+    Scene,
+    Thing,
+    draw_scene,
+    outline,
+    render,
+    thing_mask,
+)
+
+# Ids with gaps, as COCO's 80 classes have among 1..90.
+COCO_CATEGORIES = dict(zip((1, 2, 4, 7, 8, 11), SHAPES, strict=True))
+# Visual Genome's nouns for the same shapes, ids from 1 without gaps.
+VG_CATEGORIES = dict(enumerate(("ball", "box", "tent", "star", "plus", "donut"), start=1))
+VG_ATTRIBUTES = dict(enumerate((*COLORS, *SIZES, *TEXTURES), start=1))
+VG_WITHOUT_ATTRIBUTES = 0.05
+MAX_ATTRIBUTES = 16
+
+CROWD_EVERY = 40  # every 40th COCO picture has a crowd region
+EMPTY_EVERY = 50  # every 50th COCO picture has no annotation
+JPEG_QUALITY = 92
+DONE = "demo.json"
+UNKNOWN_ANSWER = "<unk>"
+MIN_ANSWERS = 9  # the answer list leaves out what annotators said less often (as the real one)
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoSettings:
+    """How much of everything; counts are those of scale 1.
+
+    Attributes:
+      seed: of all random choices.
+      scale: factor on the counts below (at least one of each is made).
+      coco, visual_genome: pictures in (train, val).
+      questions: VQA questions per COCO picture.
+      flickr30k: SNLI-VE's pictures in (train, dev, test).
+      hypotheses: per SNLI-VE picture.
+      qnli, mnli, qqp, sst2: texts in (train, dev); MNLI has two dev files of that size.
+    """
+
+    seed: int = 0
+    scale: float = 1.0
+    coco: tuple[int, int] = (3000, 300)
+    visual_genome: tuple[int, int] = (1500, 200)
+    questions: int = 4
+    flickr30k: tuple[int, int, int] = (1500, 150, 150)
+    hypotheses: int = 6
+    qnli: tuple[int, int] = (24000, 600)
+    mnli: tuple[int, int] = (24000, 600)
+    qqp: tuple[int, int] = (24000, 600)
+    sst2: tuple[int, int] = (8000, 600)
+
+    def count(self, task: str, split: int) -> int:
+        """Number of pictures (or texts) of a data set's split, scaled."""
+        return max(1, round(getattr(self, task)[split] * self.scale))
+
+
+def generate(output: Path, settings: DemoSettings) -> bool:
+    """Writes all data sets under `output`.
+
+    Returns:
+      False where `output` already holds exactly this demo, which then stays as it is.
+
+    Raises:
+      ValueError: `output` holds a demo made with other settings, or the scale is not positive.
+    """
+    if settings.scale <= 0:
+        raise ValueError(f"scale must be greater than 0, not {settings.scale}")
+    output = Path(output)
+    facts = _facts(settings)
+    if (output / DONE).exists():
+        if (output / DONE).read_text() == _json(facts):
+            return False
+        raise ValueError(
+            f"{output} holds a demo made with other settings (see {output / DONE}): "
+            "remove that folder or give another one"
+        )
+    pictures = sum(
+        settings.count(name, split)
+        for name in ("coco", "visual_genome", "flickr30k")
+        for split in range(len(getattr(settings, name)))
+    )
+    texts: list[str] = []
+    with tqdm(total=pictures, desc="demo pictures", unit="picture") as progress:
+        texts += write_coco_and_vqa2(output, settings, progress.update)
+        write_visual_genome(output, settings, progress.update)
+        texts += write_snli_ve(output, settings, progress.update)
+    texts += write_glue(output, settings)
+    write_vocabulary(output / "vocab.txt", texts)
+    _write(output / DONE, _json(facts))
+    return True
+
+
+def _facts(settings: DemoSettings) -> dict:
+    return {
+        "settings": dataclasses.asdict(settings),
+        "held_out": [f"{color} {shape}" for color, shape in HELD_OUT],
+        "unseen_share": UNSEEN_SHARE,
+        "coco_categories": COCO_CATEGORIES,
+        "visual_genome_categories": VG_CATEGORIES,
+        "visual_genome_attributes": VG_ATTRIBUTES,
+    }
+
+
+def _chooser(settings: DemoSettings, name: str, split: str, number: int) -> Chooser:
+    """The generator of one picture or text; only training never draws held-out pairs."""
+    unseen_share = 0.0 if split == "train" else UNSEEN_SHARE
+    return Chooser(f"{settings.seed}/{name}/{split}/{number}", unseen_share)
+
+
+# ---- COCO and VQAv2 -----------------------------------------------------------------------------
+
+
+def coco_scenes(settings: DemoSettings, split: str) -> Iterator[tuple[int, Scene]]:
+    """The (image id, scene) pairs of COCO's "train" or "val"."""
+    for number in range(settings.count("coco", split == "val")):
+        crowd = number % CROWD_EVERY == CROWD_EVERY // 2
+        empty = number % EMPTY_EVERY == EMPTY_EVERY // 3
+        scene = draw_scene(_chooser(settings, "coco", split, number), crowd=crowd, empty=empty)
+        # Ids are spread as COCO's are; train and val never share one.
+        yield 2 * (37 * number + 100) + (split == "val"), scene
+
+
+def vqa2_questions(
+    settings: DemoSettings, split: str
+) -> Iterator[tuple[int, demo_text.Question, list[str]]]:
+    """(image id, question, ten answers) over COCO's pictures but the empty and crowded ones."""
+    for number, (image_id, scene) in enumerate(coco_scenes(settings, split)):
+        if scene.things and not scene.crowd:
+            chooser = _chooser(settings, "vqa2", split, number)
+            for question in demo_text.ask(chooser, scene, settings.questions):
+                yield image_id, question, demo_text.annotate(chooser, question.answer)
+
+
+def write_coco_and_vqa2(
+    output: Path, settings: DemoSettings, progress: Callable[[int], object] = lambda _: None
+) -> list[str]:
+    """Writes `coco/` and `vqa2/`; returns the training questions."""
+    texts: list[str] = []
+    answers: Counter[str] = Counter()
+    for split in ("train", "val"):
+        images, annotations = [], []
+        for image_id, scene in coco_scenes(settings, split):
+            file_name = f"{image_id:012d}.jpg"
+            _write_image(output / "coco" / f"{split}2017" / file_name, render(scene))
+            images.append(_coco_image(image_id, file_name, scene))
+            for thing in scene.things:
+                annotations.append(_coco_object(thing, scene, COCO_CATEGORIES))
+            if scene.crowd:
+                annotations.append(_coco_crowd(scene))
+            for annotation in annotations[
+                len(annotations) - len(scene.things) - bool(scene.crowd) :
+            ]:
+                annotation["image_id"] = image_id
+            progress(1)
+        _write_coco_json(
+            output / "coco" / "annotations" / f"instances_{split}2017.json",
+            images,
+            annotations,
+            COCO_CATEGORIES,
+        )
+        asked = list(vqa2_questions(settings, split))
+        _write_vqa2(output / "vqa2", split, asked)
+        if split == "train":
+            texts += [question.text + "?" for _, question, _ in asked]
+            for _, _, given in asked:
+                answers.update(given)
+    common = sorted(
+        (answer for answer, count in answers.items() if count >= MIN_ANSWERS),
+        key=lambda answer: (-answers[answer], answer),
+    )
+    _write(output / "vqa2" / "answers_vqa.txt", "\n".join([UNKNOWN_ANSWER, *common]) + "\n")
+    return texts
+
+
+def _coco_image(image_id: int, file_name: str, scene: Scene) -> dict:
+    return {
+        "license": 1,
+        "file_name": file_name,
+        "height": scene.height,
+        "width": scene.width,
+        "id": image_id,
+    }
+
+
+def _coco_object(thing: Thing, scene: Scene, categories: Mapping[int, str]) -> dict:
+    """An annotation without its ids: box and area are the mask's, as if nothing lay in front."""
+    mask = thing_mask(thing, scene.height, scene.width)
+    return {
+        "segmentation": [np.round(outline(thing), 2).flatten().tolist()],
+        "area": int(mask.sum()),
+        "iscrowd": 0,
+        "bbox": _box(mask),
+        "category_id": tuple(categories)[SHAPES.index(thing.shape)],
+    }
+
+
+def _coco_crowd(scene: Scene) -> dict:
+    mask = np.zeros((scene.height, scene.width), bool)
+    for thing in scene.crowd:
+        mask |= thing_mask(thing, scene.height, scene.width)
+    return {
+        "segmentation": {"counts": _run_lengths(mask), "size": [scene.height, scene.width]},
+        "area": int(mask.sum()),
+        "iscrowd": 1,
+        "bbox": _box(mask),
+        "category_id": tuple(COCO_CATEGORIES)[SHAPES.index(scene.crowd[0].shape)],
+    }
+
+
+def _box(mask: Bool[np.ndarray, "height width"]) -> list[float]:
+    """The tight box (x, y, width, height) of a mask in pixels."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    x, y = columns[0], rows[0]
+    return [float(x), float(y), float(columns[-1] + 1 - x), float(rows[-1] + 1 - y)]
+
+
+def _run_lengths(mask: Bool[np.ndarray, "height width"]) -> list[int]:
+    """COCO's uncompressed RLE: runs of zeros and ones in turn, down the columns, zeros first."""
+    flat = np.concatenate([[False], mask.flatten(order="F")])
+    starts = np.flatnonzero(np.diff(flat)) if flat.any() else np.array([], int)
+    return np.diff(np.concatenate([[0], starts, [mask.size]])).tolist()
+
+
+def _write_coco_json(
+    path: Path, images: list[dict], annotations: list[dict], categories: Mapping[int, str], **more
+):
+    for number, annotation in enumerate(annotations, start=1):
+        annotation["id"] = number
+    _write_json(
+        path,
+        {
+            "info": {"description": "UniT demo world", "version": "1.0"},
+            "licenses": [{"id": 1, "name": "generated"}],
+            "images": images,
+            "annotations": annotations,
+            "categories": [
+                {"supercategory": "shape", "id": number, "name": name}
+                for number, name in categories.items()
+            ],
+            **more,
+        },
+    )
+
+
+def _write_vqa2(
+    folder: Path, split: str, asked: Iterable[tuple[int, demo_text.Question, list[str]]]
+):
+    questions, annotations = [], []
+    seen: Counter[int] = Counter()
+    for image_id, question, answers in asked:
+        question_id = image_id * 1000 + seen[image_id]
+        seen[image_id] += 1
+        questions.append(
+            {
+                "image_id": image_id,
+                "question": demo_text.sentence(question.text, "?"),
+                "question_id": question_id,
+            }
+        )
+        annotations.append(
+            {
+                "question_type": question.type,
+                "multiple_choice_answer": question.answer,
+                "answers": [
+                    {
+                        "answer": answer,
+                        "answer_confidence": "yes" if answer == question.answer else "maybe",
+                        "answer_id": number,
+                    }
+                    for number, answer in enumerate(answers, start=1)
+                ],
+                "image_id": image_id,
+                "answer_type": question.answer_type,
+                "question_id": question_id,
+            }
+        )
+    head = {
+        "info": {"description": "UniT demo world", "version": "2.0"},
+        "license": {"name": "generated"},
+        "data_type": "mscoco",
+        "data_subtype": f"{split}2014",
+    }
+    _write_json(
+        folder / f"v2_OpenEnded_mscoco_{split}2014_questions.json",
+        {**head, "task_type": "Open-Ended", "questions": questions},
+    )
+    _write_json(
+        folder / f"v2_mscoco_{split}2014_annotations.json", {**head, "annotations": annotations}
+    )
+
+
+# ---- Visual Genome ------------------------------------------------------------------------------
+
+
+def write_visual_genome(
+    output: Path, settings: DemoSettings, progress: Callable[[int], object] = lambda _: None
+):
+    """Writes `visual_genome/`: COCO-style JSON whose objects also have `attribute_ids_max16`."""
+    ids = {name: number for number, name in VG_ATTRIBUTES.items()}
+    for split in ("train", "val"):
+        images, annotations = [], []
+        for number in range(settings.count("visual_genome", split == "val")):
+            chooser = _chooser(settings, "visual_genome", split, number)
+            scene = draw_scene(chooser)
+            image_id = 2 * (number + 1) + (split == "val")
+            file_name = f"VG_100K/{image_id}.jpg"
+            _write_image(output / "visual_genome" / file_name, render(scene))
+            images.append(_coco_image(image_id, file_name, scene))
+            for thing in scene.things:
+                names = [thing.color, thing.size, thing.texture]
+                if chooser.chance(VG_WITHOUT_ATTRIBUTES):
+                    names = []
+                chooser.shuffle(names)
+                attributes = [ids[name] for name in names]
+                annotation = _coco_object(thing, scene, VG_CATEGORIES)
+                annotation["image_id"] = image_id
+                annotation["attribute_ids_max16"] = attributes + [-1] * (
+                    MAX_ATTRIBUTES - len(attributes)
+                )
+                annotations.append(annotation)
+            progress(1)
+        _write_coco_json(
+            output / "visual_genome" / "annotations" / f"instances_{split}_split_by_coco_2017.json",
+            images,
+            annotations,
+            VG_CATEGORIES,
+            attCategories=[{"id": number, "name": name} for number, name in VG_ATTRIBUTES.items()],
+        )
+
+
+# ---- SNLI-VE ------------------------------------------------------------------------------------
+
+
+def snli_ve_scenes(settings: DemoSettings, split: str) -> Iterator[tuple[str, Scene, list]]:
+    """(image file name, scene, [(hypothesis, label), ...]) of "train", "dev" or "test"."""
+    which = ("train", "dev", "test").index(split)
+    for number in range(settings.count("flickr30k", which)):
+        chooser = _chooser(settings, "snli_ve", split, number)
+        scene = draw_scene(chooser, curtain=number % 2 == 1)
+        pairs = demo_text.hypotheses(chooser, scene, settings.hypotheses)
+        yield f"{1000003 + 3 * (7 * number) + which}.jpg", scene, pairs
+
+
+def write_snli_ve(
+    output: Path, settings: DemoSettings, progress: Callable[[int], object] = lambda _: None
+) -> list[str]:
+    """Writes `snli_ve/` and `flickr30k/`; returns the training hypotheses."""
+    texts: list[str] = []
+    for split in ("train", "dev", "test"):
+        lines = []
+        for file_name, scene, pairs in snli_ve_scenes(settings, split):
+            _write_image(output / "flickr30k" / "flickr30k_images" / file_name, render(scene))
+            premise = demo_text.caption(scene)
+            for number, (hypothesis, label) in enumerate(pairs):
+                lines.append(
+                    {
+                        "annotator_labels": [label],
+                        "captionID": f"{file_name}#0",
+                        "gold_label": label,
+                        "pairID": f"{file_name}#0r{number}{label[0]}",
+                        "sentence1": premise,
+                        "sentence2": hypothesis,
+                        "Flikr30kID": file_name,
+                    }
+                )
+                if split == "train":
+                    texts.append(hypothesis)
+            progress(1)
+        _write(
+            output / "snli_ve" / f"snli_ve_{split}.jsonl",
+            "".join(json.dumps(line) + "\n" for line in lines),
+        )
+    return texts
+
+
+# ---- GLUE ---------------------------------------------------------------------------------------
+
+
+def glue_pairs(settings: DemoSettings, task: str, split: str) -> list[demo_text.Pair]:
+    """The examples of "qnli", "mnli", "qqp" or "sst2" in "train", "dev" (or "dev_mismatched").
+
+    They come in groups, one for each label, with the same second text (or, for sentences, made of
+    the same random choices). No dev example occurs in train, which makes way: what is left of dev
+    without the pairs of a large train would be the unusual ones.
+    """
+    make = getattr(demo_text, task)
+    if split == "dev_mismatched":
+        make = functools.partial(demo_text.mnli, mismatched=True)
+    taken: set[tuple[str, str]] = set()
+    if split == "train":
+        taken = {(pair.first, pair.second) for pair in glue_pairs(settings, task, "dev")}
+    wanted = settings.count(task, split != "train")
+    pairs: list[demo_text.Pair] = []
+    number = 0
+    while len(pairs) < wanted:
+        group = [
+            make(_chooser(settings, task, split, number), label) for label in demo_text.LABELS[task]
+        ]
+        number += 1
+        if not any((pair.first, pair.second) in taken for pair in group):
+            pairs += group
+    return pairs[:wanted]
+
+
+def _qnli_row(number: int, pair: demo_text.Pair) -> dict:
+    return {
+        "index": number,
+        "question": pair.first,
+        "sentence": pair.second,
+        "label": pair.label,
+    }
+
+
+def _mnli_row(number: int, pair: demo_text.Pair) -> dict:
+    def parse(text: str) -> str:
+        return "( " + " ".join(re.findall(r"\w+|[^\w\s]", text)) + " )"
+
+    return {
+        "index": number,
+        "promptID": number,
+        "pairID": f"{number}{pair.label[0]}",
+        "genre": pair.genre,
+        "sentence1_binary_parse": parse(pair.first),
+        "sentence2_binary_parse": parse(pair.second),
+        "sentence1_parse": parse(pair.first),
+        "sentence2_parse": parse(pair.second),
+        "sentence1": pair.first,
+        "sentence2": pair.second,
+        "label1": pair.label,
+        "gold_label": pair.label,
+    }
+
+
+def _mnli_dev_row(number: int, pair: demo_text.Pair) -> dict:
+    row = _mnli_row(number, pair)
+    del row["gold_label"]
+    return row | {f"label{n}": pair.label for n in range(1, 6)} | {"gold_label": pair.label}
+
+
+def _qqp_row(number: int, pair: demo_text.Pair) -> dict:
+    return {
+        "id": number,
+        "qid1": 2 * number + 1,
+        "qid2": 2 * number + 2,
+        "question1": pair.first,
+        "question2": pair.second,
+        "is_duplicate": pair.label,
+    }
+
+
+def _sst2_row(number: int, pair: demo_text.Pair) -> dict:
+    return {"sentence": pair.first, "label": pair.label}
+
+
+_GLUE_FILES = (
+    ("qnli", "train", "QNLI/train.tsv", _qnli_row),
+    ("qnli", "dev", "QNLI/dev.tsv", _qnli_row),
+    ("mnli", "train", "MNLI/train.tsv", _mnli_row),
+    ("mnli", "dev", "MNLI/dev_matched.tsv", _mnli_dev_row),
+    ("mnli", "dev_mismatched", "MNLI/dev_mismatched.tsv", _mnli_dev_row),
+    ("qqp", "train", "QQP/train.tsv", _qqp_row),
+    ("qqp", "dev", "QQP/dev.tsv", _qqp_row),
+    ("sst2", "train", "SST-2/train.tsv", _sst2_row),
+    ("sst2", "dev", "SST-2/dev.tsv", _sst2_row),
+)
+
+
+def write_glue(output: Path, settings: DemoSettings) -> list[str]:
+    """Writes `glue/`; returns the training texts."""
+    texts: list[str] = []
+    for task, split, name, row in _GLUE_FILES:
+        pairs = glue_pairs(settings, task, split)
+        rows = [row(number, pair) for number, pair in enumerate(pairs)]
+        lines = [list(rows[0]), *([str(value) for value in r.values()] for r in rows)]
+        _write(output / "glue" / name, "".join("\t".join(line) + "\n" for line in lines))
+        if split == "train":
+            texts += [text for pair in pairs for text in (pair.first, pair.second) if text]
+    return texts
+
+
+# ---- vocabulary ---------------------------------------------------------------------------------
+
+
+def write_vocabulary(path: Path, texts: list[str]):
+    """Trains a lower-case WordPiece vocabulary on the texts and writes the pieces they need.
+
+    [PAD] is 0 and BERT's other special tokens follow, then single characters (so that no word is
+    unknown as long as its letters are not), then the pieces that the texts are cut into.
+    """
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    tokenizer.train_from_iterator(
+        texts, vocab_size=4000, min_frequency=1, special_tokens=special, show_progress=False
+    )
+    used = {token for code in tokenizer.encode_batch(texts) for token in code.tokens}
+    letters = {t for t in tokenizer.get_vocab() if len(t.removeprefix("##")) == 1}
+    # The trainer's order of equally frequent pieces is its own affair; sorted is always the same.
+    pieces = [*special, *sorted(letters - set(special)), *sorted(used - letters - set(special))]
+    _write(path, "\n".join(pieces) + "\n")
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+
+def _write(path: Path, text: str):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=1) + "\n"
+
+
+def _write_json(path: Path, value: object):
+    _write(path, json.dumps(value))
+
+
+def _write_image(path: Path, pixels: np.ndarray):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=JPEG_QUALITY, subsampling=0)

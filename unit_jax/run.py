@@ -1,0 +1,287 @@
+"""From a config to everything a run needs; shared by training, evaluation and prediction.
+
+All that can be wrong with config, data, weights and devices is found here, before long work.
+"""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from unit_jax import settings as settings_lib
+from unit_jax.data import loader
+from unit_jax.data.prepared import PreparedData, read_lines
+from unit_jax.interop import init_from
+from unit_jax.models import flat
+from unit_jax.models.flat import Flat
+from unit_jax.models.unit import Unit
+from unit_jax.runtime import checkpoints, distributed, partitioning
+from unit_jax.settings import Settings
+from unit_jax.training import step as train_step
+
+DEMO = "no data at hand? `make demo` generates its own and trains on it"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same during a run.
+
+    Attributes:
+      settings: with the label counts of the prepared data filled in.
+      data: the prepared data.
+      mesh: all devices.
+      graph: the model's static part.
+      abstract_params, abstract_statistics: shapes, dtypes and shardings of its arrays.
+    """
+
+    settings: Settings
+    data: PreparedData
+    mesh: Mesh
+    graph: nnx.GraphDef
+    abstract_params: Flat
+    abstract_statistics: Flat
+
+    def abstract_model(self) -> dict[str, Flat]:
+        """The target of a checkpoint's `model` item."""
+        return {"params": self.abstract_params, "statistics": self.abstract_statistics}
+
+    def fresh_model(self) -> dict[str, Flat]:
+        """Initial parameters and statistics: a function of the seed and, with calibration, of the
+        first training images."""
+        return partitioning.place(self._fresh_model(), self.mesh)
+
+    def _fresh_model(self) -> dict[str, Flat]:
+        model = _build(self.settings)
+        count = self.settings.model.backbone.calibrate
+        if count and any(spec.has_image for spec in self.settings.tasks.values()):
+            images, sizes = _training_images(self, count)
+            model.calibrate(images, sizes)
+        _, params, statistics = flat.split(model)
+        return {"params": params, "statistics": statistics}
+
+    def initial_model(self) -> dict[str, Flat]:
+        """What training starts from: a fresh model with the weights of `init_from` in it.
+
+        Prints what was loaded from where and what stayed fresh.
+        """
+        model = self._fresh_model()
+        arrays, reports = init_from.start_from(
+            {**model["params"], **model["statistics"]}, self.settings
+        )
+        if distributed.is_first():
+            print(*reports, sep="\n")
+        model = {group: {path: arrays[path] for path in leaves} for group, leaves in model.items()}
+        return partitioning.place(model, self.mesh)
+
+    def restored_model(self, checkpoint: epath.PathLike) -> dict[str, Flat]:
+        """Parameters and statistics of a checkpoint (a working folder's newest, or a step's).
+
+        Raises:
+          ValueError: there is none, or it does not fit the config's model or the data.
+        """
+        directory, step = checkpoints.locate(checkpoint)
+        with contextlib.closing(checkpoints.Checkpoints(directory)) as saved:
+            self.check_metadata(saved.metadata(step), f"{directory}/{step}")
+            model, _ = saved.restore(step, self.abstract_model())
+        return model
+
+    def metadata(self) -> dict[str, Any]:
+        """What a checkpoint tells about itself."""
+        return checkpoints.jsonable(
+            {"settings": dataclasses.asdict(self.settings), "data": fingerprints(self.data)}
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What all processes of a run must have alike: settings, and the data's description."""
+        made = self.metadata()["settings"]
+        del made["distributed"]
+        for own in ("data_dir", "vocabulary", "num_workers", "num_threads", "prefetch"):
+            del made["data"][own]  # may differ from machine to machine
+        return {
+            **{f"config.{name}": value for name, value in made.items()},
+            "prepared data": self.data.manifest,
+        }
+
+    def check_metadata(self, metadata: Mapping[str, Any], where: str) -> None:
+        """Raises ValueError if a checkpoint was made by another model, or with another vocabulary
+        or answer list."""
+        made = metadata.get("settings", {}).get("model", {})
+        differences = [
+            difference
+            for difference in _differences(
+                made, checkpoints.jsonable(dataclasses.asdict(self.settings.model))
+            )
+            if difference[0] not in _FREE_TO_CHANGE
+        ]
+        if differences:
+            told = "; ".join(
+                f"model.{name} = {made_with!r} there, {now!r} in this config"
+                for name, made_with, now in differences
+            )
+            flags = " ".join(
+                f"--config.model.{name}={value}"
+                for name, value, _ in differences
+                if not isinstance(value, list)
+            )
+            raise ValueError(
+                f"{where} was made by another model: {told}; use its config"
+                f"{flags and f' (here: {flags})'}, or another --workdir"
+            )
+        for name, fingerprint in fingerprints(self.data).items():
+            saved = metadata.get("data", {}).get(name, fingerprint)
+            if saved != fingerprint:
+                raise ValueError(
+                    f"{where} was made with another {name} ({saved[:12]}) than that of "
+                    f"{self.settings.data.data_dir} ({fingerprint[:12]}); prepare the data with "
+                    "the same one, or use another --workdir"
+                )
+
+
+def open_run(config: Mapping[str, Any], needs_initial_weights: bool = False) -> Run:
+    """Checks a config against data, weights and devices and returns the run it describes.
+
+    Args:
+      config: nested config, as `configs/*.py` return it.
+      needs_initial_weights: a fresh run: the files of `init_from` must be there.
+
+    Raises:
+      ValueError: one message with everything that is wrong or missing, and what to do.
+    """
+    settings = settings_lib.from_config(config)
+    problems = []
+    try:
+        data = PreparedData(
+            settings.data.data_dir, settings.tasks, vocabulary=settings.data.vocabulary
+        )
+    except ValueError as error:
+        problems.append(str(error))
+    if needs_initial_weights:
+        problems += missing_weights(settings.init_from)
+    if problems:
+        raise ValueError("\n".join([*problems, DEMO]))
+    settings = with_label_counts(settings, data)
+    loader.check(
+        settings, data, [(task, split) for task in settings.tasks for split in ("train", "val")]
+    )
+    mesh = partitioning.make_mesh(settings.mesh)
+    train_step.check_batch_sizes(settings.train, mesh)
+    graph, params, statistics = flat.abstract(lambda: _build(settings))
+    return Run(settings, data, mesh, graph, *partitioning.abstract((params, statistics), mesh))
+
+
+def with_label_counts(settings: Settings, data: PreparedData) -> Settings:
+    """Fills in what the prepared data knows: label, attribute and vocabulary counts."""
+    specs = {
+        name: dataclasses.replace(
+            spec,
+            num_labels=data.num_labels(name),
+            num_attributes=data.num_attributes(name) if spec.num_attributes else 0,
+        )
+        for name, spec in settings.tasks.items()
+    }
+    text_encoder = settings.model.text_encoder
+    if not text_encoder.vocab_size:
+        text_encoder = dataclasses.replace(text_encoder, vocab_size=_vocabulary_size(data))
+    model = dataclasses.replace(settings.model, text_encoder=text_encoder)
+    return dataclasses.replace(settings, tasks=specs, model=model)
+
+
+def fingerprints(data: PreparedData) -> dict[str, str]:
+    """SHA-256 of what gives token ids and labels their meaning."""
+    found = {"vocabulary": data.manifest["vocabulary"]["sha256"]} if _has_text(data) else {}
+    for task in data.tasks:
+        answers = data.manifest["datasets"][task].get("answers")
+        if answers:
+            found[f"{task} answer list"] = answers["sha256"]
+    return found
+
+
+def missing_weights(init_from: settings_lib.InitSettings) -> list[str]:
+    """A line per file of `config.init_from` that is not there."""
+    return [
+        f"weights: config.init_from.{field} = {path!r} does not exist; {_WEIGHTS[field]}, or set "
+        f'config.init_from.{field}="" to start it fresh'
+        for field, path in dataclasses.asdict(init_from).items()
+        if path and not _is_there(field, path)
+    ]
+
+
+def _is_there(field: str, path: str) -> bool:
+    # A hub name has one slash at most and no file ending; whether the hub has it shows when read.
+    hub_name = field == "text_encoder" and path.count("/") < 2 and not epath.Path(path).suffix
+    return epath.Path(path).exists() or (hub_name and not path.startswith("weights/"))
+
+
+_WEIGHTS = {
+    "model": "give an MMF UniT file or a checkpoint folder of ours",
+    "backbone": "download DETR's R50-DC5 checkpoint (detr-r50-dc5-f0fb7ef5.pth) there",
+    "text_encoder": "download bert-base-uncased (config.json, model.safetensors, vocab.txt) there",
+}
+
+
+def _training_images(run: Run, count: int):
+    """The first `count` training images of the first task that has some, without augmentation."""
+    task = next(spec for spec in run.settings.tasks.values() if spec.has_image)
+    images, sizes = [], []
+    with loader.eval_batches(run.settings, run.data, task.name, "train") as batches:
+        for batch in batches:
+            images.append(batch.images)
+            sizes.append(batch.image_sizes)
+            # Batches are grouped by bucket; more than one bucket cannot be stacked.
+            same = [x for x in images if x.shape[1:] == images[0].shape[1:]]
+            if sum(len(x) for x in same) >= count or len(same) < len(images):
+                break
+    return np.concatenate(same)[:count], np.concatenate(sizes[: len(same)])[:count]
+
+
+# What may change in the model from one run of a checkpoint to the next.
+_FREE_TO_CHANGE = (
+    "backbone.calibrate",
+    "dropout",
+    "attention_dropout",
+    "mask_padding",
+    "classify_all_layers",
+    "rematerialise",
+    "scan_layers",
+    "attention",
+    "dtype",
+)
+
+
+def _differences(old: Mapping, new: Mapping, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """(name, old value, new value) of what both nested dicts have, with different values."""
+    found = []
+    for key in sorted(old.keys() & new.keys()):
+        if isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
+            found += _differences(old[key], new[key], f"{prefix}{key}.")
+        elif old[key] != new[key]:
+            found.append((prefix + key, old[key], new[key]))
+    return found
+
+
+def best_metric(settings: Settings) -> str:
+    """The metric ("task/metric") that says which checkpoint is best: `train.best_metric`, else
+    vqa2's accuracy, else the first task's headline."""
+    if settings.train.best_metric:
+        return settings.train.best_metric
+    name = "vqa2" if "vqa2" in settings.tasks else next(iter(settings.tasks))
+    return f"{name}/{settings.tasks[name].headline_metric}"
+
+
+def _has_text(data: PreparedData) -> bool:
+    return "vocabulary" in data.manifest
+
+
+def _vocabulary_size(data: PreparedData) -> int:
+    """Rows of the word embedding; data without texts leave it [PAD] alone."""
+    return len(read_lines(pathlib.Path(data.vocabulary_path))) if _has_text(data) else 1
+
+
+def _build(settings: Settings) -> Unit:
+    return Unit(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))

@@ -1,0 +1,475 @@
+"""Model files: outputs, losses, matches, gradients and detections of recorded inputs."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from unit_jax.batch import Batch, Outputs
+from unit_jax.interop import mmf
+from unit_jax.models import flat
+from unit_jax.models import image_encoder as image_encoder_lib
+from unit_jax.models import unit as unit_lib
+from unit_jax.models.transformer import Keys
+from unit_jax.models.unit import Unit
+from unit_jax.outputs.labels import loss as classification
+from unit_jax.outputs.objects import loss as detection
+from unit_jax.outputs.objects import matching
+from unit_jax.outputs.objects import metrics as metrics
+from unit_jax.tasks import TaskSpec
+from unit_jax.tools.parity import recipe
+from unit_jax.tools.parity.cases import (
+    Arrays,
+    Case,
+    build_case,
+    concatenate,
+    make_batch,
+    recorded_inputs,
+)
+from unit_jax.tools.parity.report import STRUCTURAL_ZERO, Table, tolerance_of
+from unit_jax.training import optimizer as optim
+
+KEPT = (1, 5, 20)  # large cases hold only every n-th query of some outputs
+# Of a layer's largest ReLU input: what is nearer to zero than this has no certain sign in float32,
+# whose errors there reach some 2e-6.
+NEAR_ZERO = 1e-5
+
+Sides = list[np.ndarray]  # of every ReLU, in the order they are called: True where it lets pass
+
+
+@dataclasses.dataclass
+class Results:
+    """All that a model file may record about one data set, computed here."""
+
+    outputs: Outputs
+    matches: np.ndarray | None
+    terms: Arrays
+    raw: Arrays
+    total: np.ndarray
+    gradients: Arrays  # by MMF's names
+    gradients_at: Callable[[Sides], Arrays]  # with the uncertain ReLUs on these sides
+    sides: Sides
+    middle: Arrays
+    attribute_logits: np.ndarray | None
+
+
+def run_case(
+    case: Case, spec: TaskSpec, batches: list[Batch], with_middle: bool, with_gradients: bool
+) -> Results:
+    """Runs the batches (one, or one per image); loss and gradients are those of all together."""
+    loss_settings = case.settings.loss
+    targets = concatenate([batch.targets for batch in batches], 0)
+    batches = [batch.replace(targets=None) for batch in batches]
+    if targets.attributes is None:
+        spec = dataclasses.replace(spec, num_attributes=0)
+    optimizer = optim.Optimizer(case.settings.optimizer, 1)
+    learned = {
+        path: array
+        for path, array in case.params.items()
+        if with_gradients
+        and unit_lib.used_parameters(path, spec, case.model)
+        and not optimizer.is_frozen(path)
+    }
+    prefix = f"heads.{spec.name}.attributes."
+    attribute_head = {path: p for path, p in learned.items() if path.startswith(prefix)}
+
+    def model_of(learned: Arrays, weights: tuple[Arrays, Arrays]) -> Unit:
+        params, statistics = weights
+        return flat.merge(case.graph, {**params, **learned}, statistics)
+
+    @jax.jit
+    def forward(learned, weights, batches, targets, sides=None):
+        def run(learned: Arrays) -> tuple[Outputs, list[jax.Array]]:
+            model = model_of(learned, weights)
+            with relus(sides) as taken:
+                outputs = concatenate([model(batch) for batch in batches], 1)
+            return outputs, taken
+
+        outputs, pullback, taken = jax.vjp(run, learned, has_aux=True)
+        model = model_of(learned, weights)
+        costs = attributes = None
+        if spec.kind == "detection":
+            costs = matching.cost_matrix(outputs, targets, loss_settings)
+        if case.settings.tasks[spec.name].num_attributes:
+            best = outputs.logits[-1, ..., :-1].argmax(-1)
+            attributes = model.attribute_logits(spec.name, outputs.hidden_states[-1], best)
+        middle = middle_of(model, spec, batches[0]) if with_middle else {}
+        return outputs, pullback, taken, costs, attributes, middle
+
+    @jax.jit
+    def backward(attribute_head, outputs, pullback, weights, targets, matches):
+        def loss(attribute_head: Arrays, outputs: Outputs):
+            if spec.kind != "detection":
+                return classification.classification_loss(outputs, targets, spec, loss_settings)
+            head = attribute_logits(model_of(attribute_head, weights), spec)
+            return detection.detection_loss(outputs, targets, matches, loss_settings, spec, head)
+
+        (total, terms), (grads, cotangents) = jax.value_and_grad(
+            loss, argnums=(0, 1), has_aux=True
+        )(attribute_head, outputs)
+        return total, terms, {**pullback(cotangents)[0], **grads}
+
+    weights = case.params, case.statistics
+    outputs, pullback, taken, costs, attributes, middle = forward(
+        learned, weights, batches, targets
+    )
+    matches, raw = None, {}
+    if spec.kind == "detection":
+        matches = matching.match(np.asarray(costs), targets.object_mask)
+        raw = unweighted(model_of({}, weights), spec, outputs, targets, matches, loss_settings)
+    total, terms, grads = backward(attribute_head, outputs, pullback, weights, targets, matches)
+
+    def by_name(grads: Arrays) -> Arrays:
+        return mmf.to_mmf({path: np.asarray(grad) for path, grad in grads.items()})
+
+    def gradients_at(sides: Sides) -> Arrays:
+        there = forward(learned, weights, batches, targets, sides)[:2]
+        return by_name(backward(attribute_head, *there, weights, targets, matches)[2])
+
+    return Results(
+        *jax.tree.map(np.asarray, (outputs, matches, terms, raw, total)),
+        by_name(grads),
+        gradients_at,
+        *jax.tree.map(np.asarray, (taken, middle, attributes)),
+    )
+
+
+@contextlib.contextmanager
+def relus(sides: Sides | None = None) -> Iterator[list[jax.Array]]:
+    """Within, the side of zero of every ReLU's input is appended to the list that this yields.
+
+    With `sides`, an input that float32 cannot tell from zero is moved to the given one. What a
+    ReLU makes of its input, and its gradient, remain its own.
+    """
+    relu, taken = jax.nn.relu, []
+
+    def sided(x: jax.Array) -> jax.Array:
+        if sides is not None:
+            side = sides[len(taken)]
+            uncertain = jnp.abs(x) < NEAR_ZERO * jnp.abs(x).max()
+            there = jnp.where(side, 1e-30, -1e-30) + (x - jax.lax.stop_gradient(x))
+            x = jnp.where(uncertain & (side != (x > 0)), there.astype(x.dtype), x)
+        taken.append(x > 0)
+        return relu(x)
+
+    with mock.patch.object(jax.nn, "relu", sided):
+        yield taken
+
+
+def exact_sides(build: Callable[[str], Case], batches: list[Batch]) -> Sides:
+    """The sides that ReLUs take in float64.
+
+    Args:
+      build: makes the case in a precision.
+      batches: as those of `run_case`.
+    """
+    with jax.enable_x64(True):
+        case = build("float64")
+
+        @jax.jit
+        def run(params, statistics, batches):
+            model = flat.merge(case.graph, params, statistics)
+            with relus() as taken:
+                for batch in batches:
+                    model(batch)
+            return taken
+
+        batches = [batch.replace(targets=None) for batch in batches]
+        return jax.tree.map(np.asarray, run(case.params, case.statistics, batches))
+
+
+def attribute_logits(model: Unit, spec: TaskSpec) -> detection.AttributeLogits | None:
+    return functools.partial(model.attribute_logits, spec.name) if spec.num_attributes else None
+
+
+def unweighted(model: Unit, spec: TaskSpec, outputs, targets, matches, settings) -> Arrays:
+    """The loss terms before weighting, and the cardinality error, named like the weighted ones."""
+    head = attribute_logits(model, spec)
+    losses = detection.unweighted_losses(outputs, targets, matches, settings, spec, head)
+    raw = detection.cardinality_error(outputs, targets, settings)
+    for name, values in losses.items():
+        for layer, value in enumerate(values):
+            raw[name if layer == len(values) - 1 else f"{name}_{layer}"] = value
+    return raw
+
+
+def middle_of(model: Unit, spec: TaskSpec, batch: Batch) -> dict[str, jax.Array]:
+    """Values on the way to the decoder, laid out as the reference has them (channels first)."""
+    keys, middle = Keys(None), {}
+    if spec.has_text:
+        embedded = model.text_encoder.embed(batch.input_ids, batch.segment_ids, keys)
+        middle["bert_embeddings"] = embedded
+        middle["bert_encoder"] = model.text_encoder.encode(
+            embedded, batch.token_mask, spec.index, keys
+        )
+    if spec.has_image:
+        features, mask = model.features(batch.images, batch.image_sizes)
+        encoder = model.image_encoder
+        x, positions = (
+            encoder.input_projection(features),
+            image_encoder_lib.sine_positions(mask, encoder.width),
+        )
+        first = {"backbone_64": features[..., :64], "pos": positions, "input_proj": x}
+        middle |= {name: jnp.moveaxis(value, -1, 1) for name, value in first.items()}
+        middle["backbone_mask"] = ~mask  # True where padded, as the reference has it
+        tokens = [v.reshape(len(v), -1, v.shape[-1]) for v in (x, positions.astype(x.dtype))]
+        middle["encoder"] = encoder.encode(*tokens, mask.reshape(len(mask), -1), spec.index, keys)
+    middle["memory"] = model.memory(batch, keys).tokens
+    return middle
+
+
+def precision(data: Mapping[str, np.ndarray]) -> str:
+    """The precision that the file's model ran in."""
+    kinds = {data[key].dtype.name for key in data if re.fullmatch("[^/]+/out/.*", key)}
+    return "float32" if "float32" in kinds else "float64"
+
+
+def check_model(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Iterator[Table]:
+    """Tables of one model file; one in float64 wants x64 enabled."""
+    meta = json.loads(str(data["meta"]))
+    dtype = precision(data)
+    truth = Truth(path, data, dtype)
+    alone = bool(meta.get("unpadded"))
+    for padded in (False, True) if alone else (True,):
+        build = functools.partial(build_case, meta, mask_padding=alone, per_image=alone)
+        case = build(dtype)
+        title = f"{path.stem}: "
+        if padded:
+            yield check_names(path, data, case)
+        elif alone:
+            title += "image by image, "
+        for dataset in datasets_of(data):
+            spec = case.settings.tasks[mmf.TASKS[dataset]]
+            inputs = recorded_inputs(data, dataset)
+            count = len(inputs.get("images", inputs.get("input_ids", ())))
+            rows = [slice(None)] if padded else [slice(i, i + 1) for i in range(count)]
+            batches = [make_batch(spec, inputs, row) for row in rows]
+            with_middle = any(key.startswith(f"{dataset}/mid/") for key in data)
+            with_gradients = f"{dataset}/grad_norm" in data
+            results = run_case(case, spec, batches, with_middle, with_gradients)
+            table = Table(title + dataset, dtype)
+            sides = functools.partial(exact_sides, build, batches)
+            compare(table, case, spec, dataset, data, truth, results, sides)
+            yield table
+
+
+def datasets_of(data: Mapping[str, np.ndarray]) -> list[str]:
+    return list(dict.fromkeys(key.split("/")[0] for key in data if "/in/" in key))
+
+
+class Truth:
+    """The recorded arrays, in float64 where the file or its `_f64` sibling has that."""
+
+    def __init__(self, path: pathlib.Path, data: Mapping[str, np.ndarray], dtype: str):
+        sibling = path.with_name(path.stem + "_f64.npz")
+        self._double = data if dtype == "float64" else {}
+        if dtype == "float32" and sibling.exists():
+            self._double = np.load(sibling)
+        self._data = data
+
+    def __call__(self, key: str) -> np.ndarray:
+        return self._find(key)[0]
+
+    def dtype(self, key: str) -> str:
+        """The precision of the run that the array is from."""
+        return self._find(key)[1]
+
+    def _find(self, key: str) -> tuple[np.ndarray, str]:
+        dataset, rest = key.split("/", 1)
+        for source, name in ((self._data, f"{dataset}/f64/{rest}"), (self._double, key)):
+            if name in source and source[name].shape == self._data[key].shape:
+                return source[name], "float64"
+        return self._data[key], "float32"
+
+
+def check_names(path: pathlib.Path, data: Mapping[str, np.ndarray], case: Case) -> Table:
+    """Our parameters against the reference's lists of parameters and of saved tensors."""
+    table = Table(f"{path.stem}: names", case.model.dtype)
+    weights = {**case.params, **case.statistics}
+    state = mmf.export_state(weights, case.settings.loss.no_object_weight)
+    recorded = {name: tuple(shape) for name, shape, *_ in json.loads(str(data["state_dict"]))}
+    ours = {name: array.shape for name, array in state.items()}
+    different = sorted(set(recorded.items()) ^ set(ours.items()))
+    table.equal("state_dict entries", len(ours), len(recorded))
+    table.equal("state_dict names, shapes", len(different), 0, str(different[:3]))
+    parameters = {name: tuple(shape) for name, shape, _ in json.loads(str(data["params"]))}
+    mine = {name: array.shape for name, array in mmf.to_mmf(case.params).items()}
+    different = sorted(set(parameters.items()) ^ set(mine.items()))
+    table.equal("parameter names, shapes", len(different), 0, str(different[:3]))
+    total = sum(array.size for array in case.params.values())
+    table.equal("parameter count", total, case.meta.get("n_params", total), str(total))
+    return table
+
+
+def compare(
+    table: Table,
+    case: Case,
+    spec: TaskSpec,
+    dataset: str,
+    data: Mapping[str, np.ndarray],
+    truth: Truth,
+    results: Results,
+    exact_sides: Callable[[], Sides],
+) -> None:
+    """Fills a table with everything the file records about a data set."""
+    gaps = json.loads(str(data[f"{dataset}/f32_err"])) if f"{dataset}/f32_err" in data else {}
+    keys = [key.removeprefix(f"{dataset}/") for key in data if key.startswith(f"{dataset}/")]
+    for key in keys:
+        kind = key.split("/")[0]
+        if kind in ("in", "f64", "f32_err", "match_gap", "grad_norm", "grad_probe", "post"):
+            continue
+        reference, gap = truth(f"{dataset}/{key}"), gaps.get(key, 0.0)
+        if kind == "out":
+            check_output(table, key, results, reference, gap)
+        elif kind == "match":
+            _, layer, image = key.split("/")
+            found = results.matches[int(layer), int(image)]
+            pairs = {(int(q), t) for t, q in enumerate(found) if q >= 0}
+            expected = {(int(q), int(t)) for q, t in reference.T}
+            table.equal("match", pairs == expected, True, f"in layer {layer}, image {image}")
+        elif kind in ("loss", "loss_raw"):
+            name = key.split("/")[1]
+            ours = (results.terms if kind == "loss" else results.raw).get(name, np.nan)
+            exact = "cardinality" in name
+            quantity = f"{kind}/{re.sub(r'_[0-9]+$', '', name)}"
+            if exact:
+                table.equal(quantity, ours, reference.astype(ours.dtype), name)
+            else:
+                table.close(quantity, ours, reference, gap=gap)
+        elif key == "total":
+            table.close("total", results.total, reference, gap=gap)
+        elif kind == "mid":
+            ours = results.middle.get(key.split("/")[1])
+            if ours is None:
+                table.row(key).problem = "not computed"
+            elif reference.dtype == bool:
+                table.equal(key, ours, reference)
+            else:
+                table.close(key, ours, reference, gap=gap)
+        else:
+            table.row(key).problem = "an unknown quantity"
+    recorded = {key.split("/")[1] for key in keys if key.startswith("loss/")}
+    if recorded:
+        table.equal("loss terms", sorted(results.terms) == sorted(recorded), True)
+    if "post/orig_size" in keys:
+        check_detections(table, spec, dataset, data, truth, results, gaps)
+    if "grad_norm" in keys:
+        check_gradients(table, data, dataset, truth, results, exact_sides)
+
+
+def check_output(table: Table, key: str, results: Results, reference: np.ndarray, gap) -> None:
+    outputs, *name = results.outputs, *key.split("/")[1:]
+    layer = -1
+    if name[0] == "aux":
+        layer, name = int(name[1]), ["aux", *name[2:]]
+    kind = name[-1]
+    if kind == "top_class":
+        return table.equal(key, outputs.logits[-1, ..., :-1].argmax(-1), reference)
+    ours = {
+        "hidden_states": lambda: outputs.hidden_states,
+        "pred_logits": lambda: outputs.logits[layer],
+        "pred_boxes": lambda: outputs.boxes_cxcywh[layer],
+        "scores": lambda: outputs.logits[-1],
+        "attr_logits": lambda: results.attribute_logits,
+    }[kind]()
+    if kind != "scores" and ours.ndim == reference.ndim:
+        for step in KEPT:
+            if len(range(0, ours.shape[-2], step)) == reference.shape[-2]:
+                ours = ours[..., ::step, :]
+                break
+    table.close("/".join(["out", *name]), ours, reference, gap=gap)
+
+
+def check_detections(
+    table: Table, spec: TaskSpec, dataset: str, data, truth: Truth, results: Results, gaps
+) -> None:
+    """Detections of every image at its original size."""
+    outputs = results.outputs
+    best = metrics.best_of_queries(
+        outputs.logits[-1], outputs.boxes_cxcywh[-1], results.attribute_logits
+    )
+    found = metrics.post_process(best, data[f"{dataset}/post/orig_size"])
+    for key in data:
+        if re.fullmatch(f"{dataset}/post/[0-9]+/.*", key):
+            _, _, image, name = key.split("/")
+            ours = found[int(image)].get(name, np.nan)
+            if name.endswith("labels"):
+                table.equal(f"post/{name}", ours, data[key], f"in image {image}")
+            else:
+                gap = gaps.get(f"post/{image}/{name}", 0.0)
+                table.close(f"post/{name}", ours, truth(key), gap=gap)
+
+
+def check_gradients(
+    table: Table,
+    data: Mapping[str, np.ndarray],
+    dataset: str,
+    truth: Truth,
+    results: Results,
+    exact_sides: Callable[[], Sides],
+) -> None:
+    """Norm and probe of every tensor's gradient, and which tensors have none.
+
+    Of the millions of ReLU inputs some lie nearer to zero than float32's error, and a single one
+    on the wrong side can move a backbone's gradients by several times their tolerance: in
+    variant_loss_on_all_layers one of 6 million put 19 tensors off by up to 4.9 times, and PyTorch,
+    run on the same images, had three. So where tensors are off, all are compared once more with
+    the uncertain ReLUs on the side they take in float64. If that was the cause the gradients then
+    agree to rounding, a hundredth of the tolerance; wrong ones stay wrong. The table tells how many
+    ReLUs and tensors it was.
+    """
+    tensors = [name for name, *_ in json.loads(str(data["params"]))]
+    norms, probes = truth(f"{dataset}/grad_norm"), truth(f"{dataset}/grad_probe")
+    grads = results.gradients
+    wrong = [
+        name for name, norm in zip(tensors, norms, strict=True) if np.isnan(norm) == (name in grads)
+    ]
+    table.equal("gradients reach", len(wrong), 0, f"at {wrong[:2]}")
+    total = np.sqrt(np.nansum(norms**2))
+    reference = {
+        name: np.array([norm, probe])
+        for name, norm, probe in zip(tensors, norms, probes, strict=True)
+        if name in grads and not np.isnan(norm)
+    }
+    zero = STRUCTURAL_ZERO[truth.dtype(f"{dataset}/grad_norm")] * total
+    zeros = [name for name, (norm, _) in reference.items() if norm < zero]
+    found = {name: norm_and_probe(name, grads[name]) for name in reference}
+    if table.dtype == "float32":
+        errors = {
+            name: np.abs(found[name] - reference[name]).max() / reference[name][0]
+            for name in reference
+            if name not in zeros
+        }
+        allowed = tolerance_of("grad_probe", table.dtype).relative
+        off = [error / allowed for error in errors.values() if not error <= allowed]
+        if off:
+            sides = exact_sides()
+            grads = results.gradients_at(sides)
+            found = {name: norm_and_probe(name, grads[name]) for name in reference}
+            differ = sum((a != b).sum() for a, b in zip(results.sides, sides, strict=True))
+            table.row("grad_probe").note = (
+                f"({differ} of {sum(map(np.size, sides))} ReLUs put on float64's side; "
+                f"before, {len(off)} tensors were off, by up to {max(off):.1f})"
+            )
+    for name, ours in found.items():
+        if name in zeros:
+            table.close("grad_zero", ours, reference[name], scale=total)
+        else:
+            for key, x, y in zip(("norm", "probe"), ours, reference[name], strict=True):
+                table.close(f"grad_{key}", x, y, scale=reference[name][0])
+
+
+def norm_and_probe(name: str, grad: np.ndarray) -> np.ndarray:
+    """A gradient's L2 norm, and its sum against the recipe's direction of that name."""
+    grad = grad.astype(np.float64)
+    return np.array(
+        [np.linalg.norm(grad), (grad * recipe.normal("probe/" + name, grad.shape)).sum()]
+    )

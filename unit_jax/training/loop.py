@@ -1,0 +1,179 @@
+"""The loop around the train step: data, logs, evaluation, checkpoints, interrupts."""
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import jax
+from etils import epath
+from tqdm import tqdm
+
+from unit_jax import run as run_lib
+from unit_jax.data import loader
+from unit_jax.evaluation import evaluate, report
+from unit_jax.evaluation.step import PredictStep
+from unit_jax.runtime import distributed, partitioning
+from unit_jax.runtime.checkpoints import FOLDER, Checkpoints
+from unit_jax.training import compilation
+from unit_jax.training import optimizer as optim
+from unit_jax.training.run_log import RunLog
+from unit_jax.training.step import TrainState, TrainStep
+
+
+def start(run: run_lib.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints) -> TrainState:
+    """The newest checkpoint's state, or that of a fresh run.
+
+    Raises:
+      ValueError: the checkpoint is unreadable, belongs to another model or other data, or was
+        not left by training; or a file of `init_from` is missing or does not fit.
+    """
+    newest = checkpoints.latest_step()
+    if newest is None:
+        model = run.initial_model()
+        moments = jax.eval_shape(optimizer.init, model["params"])
+        init = jax.jit(optimizer.init, out_shardings=partitioning.shardings(moments, run.mesh))
+        return TrainState(**model, optimizer=init(model["params"]))
+    _check(run, checkpoints)
+    if not checkpoints.has_optimizer(newest):
+        raise ValueError(
+            f"{checkpoints.directory}/{newest} holds weights but no state of training: start from "
+            f"it in another --workdir, with --config.init_from.model={checkpoints.directory.parent}"
+        )
+    model = run.abstract_model()
+    moments = partitioning.abstract(jax.eval_shape(optimizer.init, model["params"]), run.mesh)
+    model, moments = checkpoints.restore(newest, model, moments._asdict())
+    if distributed.is_first():
+        print(f"continuing from step {newest} in {checkpoints.directory}")
+    return TrainState(**model, optimizer=optim.OptimizerState(**moments))
+
+
+def _check(run: run_lib.Run, checkpoints: Checkpoints) -> None:
+    newest = checkpoints.latest_step()
+    run.check_metadata(checkpoints.metadata(newest), f"{checkpoints.directory}/{newest}")
+
+
+def train(
+    run: run_lib.Run, workdir: epath.Path, last_words: distributed.LastWords | None = None
+) -> int:
+    """Trains to `train.steps`, from the newest checkpoint of `workdir` if there is one.
+
+    Evaluates and saves on their cadences and ends with the report. Ctrl-C or SIGTERM saves after
+    the step at hand (of several processes: after the next one that is logged, as all must stop at
+    the same) and returns 130; a run that is finished prints its report again.
+    """
+    settings = run.settings.train
+    last_words = last_words or distributed.LastWords(workdir / FOLDER)
+    optimizer = optim.Optimizer(run.settings.optimizer, settings.steps)
+    checkpoints = Checkpoints(
+        workdir / FOLDER, settings.max_to_keep, run_lib.best_metric(run.settings)
+    )
+    with contextlib.closing(checkpoints):
+        if checkpoints.latest_step() == settings.steps:
+            _check(run, checkpoints)
+            if (workdir / report.FILE).exists():
+                if distributed.is_first():
+                    report.show(workdir)
+                return 0
+        state, found = start(run, optimizer, checkpoints), None
+        step = int(state.optimizer.step)
+        train_step = TrainStep(run.graph, run.settings, optimizer, run.mesh)
+        predict = PredictStep(run.graph, run.settings, run.mesh)
+        places = partitioning.rows_of_process(run.mesh, settings.batch_size)
+        with (
+            contextlib.closing(RunLog(workdir, step, settings)) as log,
+            loader.train_batches(run.settings, run.data, step, places) as batches,
+            stop_request() as asked,
+            last_words.instead_of_waiting(),
+        ):
+            if settings.compile_ahead and step < settings.steps:
+                compile_ahead(run, train_step, predict, state, log)
+            stop = False
+            while step < settings.steps and not stop:
+                batch = partitioning.to_devices(next(batches), run.mesh)
+                with log.program(("train", batch.task, batch.bucket)):
+                    state, logs = train_step(state, batch)
+                step += 1
+                log.step(step, batch.task, logs, settings.batch_size)
+                last_words.step(step)
+                last = step == settings.steps
+                if jax.process_count() == 1 or step % settings.log_every == 0:
+                    stop = distributed.any_process(asked.is_set())
+                found = None
+                if step % settings.eval_every == 0 or last:
+                    log.flush(step)
+                    with log.program("evaluate"):
+                        found = evaluate.evaluate(run, predict, state.params, state.statistics)
+                    log.write(step, found.metrics)
+                    log.restart_clock()
+                if step % settings.checkpoint_every == 0 or last or stop:
+                    log.flush(step)  # too many bad steps end the run before it is saved
+                    save(checkpoints, run, step, state, found.metrics if found else None)
+                    log.sync()
+                    log.restart_clock()
+            log.say(
+                f"{log.compiled.programs} programs compiled in {log.compiled.seconds:.0f} s, "
+                f"{log.recompilations} of them after warm-up"
+            )
+    if step < settings.steps:
+        if distributed.is_first():
+            print(f"stopped after step {step}, which is saved; the same command goes on from there")
+        return 130
+    evaluate.write_report(run, predict, state.params, state.statistics, workdir, found=found)
+    return 0
+
+
+def compile_ahead(
+    run: run_lib.Run, train_step: TrainStep, predict: PredictStep, state: TrainState, log: RunLog
+) -> None:
+    """Compiles the programs of training and evaluation, so that no step waits for one."""
+    start, before = time.perf_counter(), log.compiled.programs
+    work = compilation.work(
+        train_step,
+        predict,
+        state,
+        run.settings,
+        run.mesh,
+        training=loader.shapes(run.settings, run.data, "train"),
+        evaluation=loader.shapes(run.settings, run.data, "val"),
+    )
+    shown = dict(leave=False, dynamic_ncols=True, disable=not distributed.is_first())
+    done = compilation.compile_all(work, compilation.THREADS)
+    for name in tqdm(done, "compiling", len(work), unit="shape", **shown):
+        log.has_compiled(name)
+    programs = log.compiled.programs - before
+    log.say(
+        f"{programs} programs for {len(work)} combinations of task and shape in training and "
+        f"evaluation compiled (or read from the cache) in {time.perf_counter() - start:.0f} s"
+    )
+    log.restart_clock()
+
+
+def save(checkpoints: Checkpoints, run: run_lib.Run, step: int, state: TrainState, metrics) -> None:
+    """Writes the state of `step` in the background."""
+    model = {"params": state.params, "statistics": state.statistics}
+    checkpoints.save(step, model, run.metadata(), state.optimizer._asdict(), metrics)
+
+
+@contextlib.contextmanager
+def stop_request() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second ends the process at once."""
+    event = threading.Event()
+    before = {}
+
+    def ask(number, frame):
+        del frame
+        event.set()
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield event
+        return
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, ask)
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

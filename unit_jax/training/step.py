@@ -1,0 +1,417 @@
+"""The train step: gradients of one batch, then one update.
+
+The gradient program of a detection task is split in two: forward (outputs, matching costs and the
+pullback of the model), the assignment solved on the host from the process's own examples, then
+backward. No callback runs inside a compiled program, so a failing solver is an ordinary Python
+error and any sharding works. With `loss.matcher` "device" all of it is one program.
+
+A step whose loss or gradient is not finite changes nothing but the step's number; its logs say
+`bad_step` and, where the matching costs were the cause, `bad_costs`.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool
+
+from unit_jax.batch import Batch, Outputs, Targets
+from unit_jax.models import flat
+from unit_jax.models.flat import Flat
+from unit_jax.models.unit import Unit, used_parameters
+from unit_jax.outputs.labels import loss as classification
+from unit_jax.outputs.objects import loss as detection
+from unit_jax.outputs.objects import matching
+from unit_jax.runtime import partitioning
+from unit_jax.settings import Settings, TrainSettings
+from unit_jax.tasks import TaskSpec
+from unit_jax.training import optimizer as optim
+
+Logs = dict[str, jax.Array | float]
+
+
+@struct.dataclass
+class TrainState:
+    """All that a run must remember; `optimizer.step` is also the position in the data."""
+
+    params: Flat
+    statistics: Flat
+    optimizer: optim.OptimizerState
+
+
+class TrainStep:
+    """step(state, batch) -> (state, logs); the state that is given is used up.
+
+    Gradient programs are compiled once per task and batch shape, update programs once per kind
+    of task. The batch is global and on the mesh.
+    """
+
+    def __init__(self, graph, settings: Settings, optimizer: optim.Optimizer, mesh):
+        parts = settings.train.accumulate_steps
+        self.gradients = Gradients(graph, settings, optimizer, mesh, parts)
+        self.update = Update(settings, optimizer, mesh)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Logs]:
+        logs, grads = self.gradients(state, batch)
+        state, info = self.update(state, grads, batch.task, logs["loss"])
+        return state, {**logs, **info}
+
+    def lower(self, state: TrainState, batch: Batch) -> Iterator[tuple[str, jax.stages.Lowered]]:
+        """The programs of a step, by name; `.compile()` makes each ready before its first call.
+
+        Args:
+          state, batch: arrays, or shapes, dtypes and shardings of them.
+        """
+        lowered = None
+        for name, lowered in self.gradients.lower(state, batch):
+            yield name, lowered
+        logs, grads = _abstract(lowered.out_info, lowered)
+        yield "update", self.update.lower(state, grads, batch.task, logs["loss"])
+
+
+def learns(settings: Settings, optimizer: optim.Optimizer, task: str, path: str) -> bool:
+    """Whether a step of `task` gives the parameter a gradient."""
+    return used_parameters(path, settings.tasks[task], settings.model) and not (
+        optimizer.is_frozen(path)
+    )
+
+
+def check_batch_sizes(settings: TrainSettings, mesh) -> None:
+    """Raises ValueError unless the mesh divides the batches of training, the parts that these are
+    split into, and those of evaluation."""
+    for name in ("batch_size", "eval_batch_size"):
+        partitioning.check_batch_size(f"train.{name}", getattr(settings, name), mesh)
+    parts = settings.accumulate_steps
+    if parts < 1 or settings.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size = {settings.batch_size} cannot be split into "
+            f"train.accumulate_steps = {parts} parts; use a divisor of the batch size"
+        )
+    name = "train.batch_size / train.accumulate_steps"
+    partitioning.check_batch_size(name, settings.batch_size // parts, mesh)
+
+
+class Gradients:
+    """gradients(state, batch) -> (loss and its terms, gradients of what the task reaches).
+
+    Dropout keys are folded from (seed, step), so a resumed run draws the same numbers.
+
+    With `parts` above 1 the batch goes through the model in so many (`train.accumulate_steps`).
+    Classification losses are means over examples, so theirs is the mean of the parts'. Detection
+    losses divide by what the whole batch holds: a first pass gives the outputs of all examples,
+    the loss of the whole batch gives their cotangents, and a second pass pulls these back part by
+    part. That is exact for every loss, and costs detection one more forward pass.
+    """
+
+    def __init__(self, graph, settings: Settings, optimizer: optim.Optimizer, mesh, parts: int = 1):
+        self._graph, self._settings, self._optimizer, self._mesh = graph, settings, optimizer, mesh
+        self._parts = parts
+        self._classification = jax.jit(self._classification_gradients)
+        self._forward = jax.jit(self._detection_forward)
+        self._backward = jax.jit(self._detection_backward)
+        self._detection = jax.jit(self._detection_gradients)
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
+        if self._settings.tasks[batch.task].kind != "detection":
+            return self._classification(state, batch)
+        if self._settings.loss.matcher == "device":
+            return self._detection(state, batch)
+        outputs, pullback, costs = self._forward(state, batch)
+        matches, milliseconds = self._match(costs, batch.targets.object_mask)
+        logs, grads = self._backward(state, batch, outputs, pullback, matches)
+        return {**logs, "matching_ms": milliseconds}, grads
+
+    def lower(self, state: TrainState, batch: Batch) -> Iterator[tuple[str, jax.stages.Lowered]]:
+        """As TrainStep's; the last program's result is that of a call."""
+        if self._settings.tasks[batch.task].kind != "detection":
+            yield "gradients", self._classification.lower(state, batch)
+        elif self._settings.loss.matcher == "device":
+            yield "gradients", self._detection.lower(state, batch)
+        else:
+            forward = self._forward.lower(state, batch)
+            yield "forward", forward
+            outputs, pullback, costs = _abstract(forward.out_info, forward)
+            layers, examples, _, objects = costs.shape
+            matches = jax.ShapeDtypeStruct(
+                (layers, examples, objects),
+                np.int32,
+                sharding=partitioning.split_over_batch(self._mesh, axis=1),
+            )
+            yield "backward", self._backward.lower(state, batch, outputs, pullback, matches)
+
+    def match_on_device(self, costs: jax.Array, object_mask: jax.Array) -> jax.Array:
+        """`matching.match_on_device`, each device solving its own examples."""
+        over_batch = PartitionSpec(None, partitioning.BATCH_AXES)
+        solve = jax.shard_map(
+            matching.match_on_device,
+            mesh=self._mesh,
+            in_specs=(over_batch, PartitionSpec(partitioning.BATCH_AXES)),
+            out_specs=over_batch,
+            check_vma=False,
+        )
+        return solve(costs, object_mask)
+
+    def _match(self, costs: jax.Array, object_mask: jax.Array) -> tuple[jax.Array, float]:
+        """Matches of the process's own examples, solved on the host, and the milliseconds that
+        the device waited for them."""
+        costs.block_until_ready()
+        start = time.perf_counter()
+        costs = partitioning.to_host(costs, axis=1)
+        object_mask = partitioning.to_host(object_mask)
+        try:
+            matches = matching.match(costs, object_mask)
+        except matching.BadCosts:
+            # Raised, it would leave the other processes waiting for this one.
+            matches = np.full((len(costs), *object_mask.shape), matching.UNUSABLE, np.int32)
+        matches = partitioning.to_devices(matches, self._mesh, axis=1)
+        return matches, 1000 * (time.perf_counter() - start)
+
+    def _learned_by(self, state: TrainState, task: str) -> Flat:
+        params = state.params.items()
+        return {
+            path: p for path, p in params if learns(self._settings, self._optimizer, task, path)
+        }
+
+    def _model(self, learned: Flat, state: TrainState) -> Unit:
+        params = partitioning.for_use({**state.params, **learned}, self._mesh)
+        return flat.merge(self._graph, params, state.statistics)
+
+    def _outputs(self, learned: Flat, state: TrainState, batch: Batch, part: int) -> Outputs:
+        model = self._model(learned, state)
+        key = jax.random.fold_in(jax.random.key(self._settings.seed), state.optimizer.step)
+        if self._parts > 1:
+            key = jax.random.fold_in(key, part)
+        with partitioning.constrain_activations(self._mesh):
+            return model(batch, key=key)
+
+    def _classification_gradients(self, state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
+        spec = self._settings.tasks[batch.task]
+        learned = self._learned_by(state, batch.task)
+
+        def one(batch: Batch, part: int):
+            def loss(learned: Flat):
+                outputs = self._outputs(learned, state, batch, part)
+                return classification.classification_loss(
+                    outputs, batch.targets, spec, self._settings.loss
+                )
+
+            (total, terms), grads = jax.value_and_grad(loss, has_aux=True)(learned)
+            return {"loss": total, **terms}, partitioning.constrain(grads, self._mesh)
+
+        logs, grads = self._sum_over_parts(one, batch)
+        return jax.tree.map(lambda x: x / self._parts, (logs, grads))
+
+    def _detection_forward(self, state: TrainState, batch: Batch):
+        def run(batch: Batch, part: int, learned: Flat | None = None) -> Outputs:
+            return self._outputs(learned or {}, state, batch, part)
+
+        if self._parts == 1:
+            outputs, pullback = jax.vjp(
+                lambda learned: run(batch, 0, learned), self._learned_by(state, batch.task)
+            )
+        else:
+            pullback = None
+            parts = jax.lax.map(lambda xs: run(*xs), self._split(batch))
+            outputs = jax.tree.map(lambda x: _join(x, axis=1), parts)
+        costs = matching.cost_matrix(outputs, batch.targets, self._settings.loss)
+        over_batch = partitioning.split_over_batch(self._mesh, axis=1)
+        return outputs, pullback, jax.lax.with_sharding_constraint(costs, over_batch)
+
+    def _detection_backward(
+        self, state: TrainState, batch: Batch, outputs: Outputs, pullback: Callable | None, matches
+    ) -> tuple[Logs, Flat]:
+        spec = self._settings.tasks[batch.task]
+        learned = self._learned_by(state, batch.task)
+        bad_costs = (matches == matching.UNUSABLE).any()
+
+        def loss(head: Flat, outputs: Outputs):
+            model = self._model(head, state)
+            attribute_logits = functools.partial(model.attribute_logits, spec.name)
+            total, terms = detection.detection_loss(
+                outputs,
+                batch.targets,
+                matches,
+                self._settings.loss,
+                spec,
+                attribute_logits if spec.num_attributes else None,
+            )
+            return jnp.where(bad_costs, jnp.nan, total), terms
+
+        # The attribute head is applied by the loss: it is told the matched object's class.
+        prefix = f"heads.{spec.name}.attributes."
+        head = {path: x for path, x in learned.items() if path.startswith(prefix)}
+        (total, terms), (head_grads, cotangents) = jax.value_and_grad(
+            loss, argnums=(0, 1), has_aux=True
+        )(head, outputs)
+
+        def pull_back(part_of: tuple[Batch, Outputs], part: int) -> Flat:
+            batch, cotangents = part_of
+            _, pullback = jax.vjp(lambda x: self._outputs(x, state, batch, part), learned)
+            return partitioning.constrain(pullback(cotangents)[0], self._mesh)
+
+        if pullback is not None:
+            (grads,) = pullback(cotangents)
+        else:
+            grads = self._sum_over_parts(pull_back, batch, cotangents)
+        grads = partitioning.constrain({**grads, **head_grads}, self._mesh)
+        return {"loss": total, **terms, "bad_costs": bad_costs}, grads
+
+    def _detection_gradients(self, state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
+        outputs, pullback, costs = self._detection_forward(state, batch)
+        matches = self.match_on_device(costs, batch.targets.object_mask)
+        return self._detection_backward(state, batch, outputs, pullback, matches)
+
+    def _split(self, batch: Batch) -> tuple[Batch, jax.Array]:
+        """The parts of a batch, stacked, and their numbers."""
+        return _split(batch, self._parts, axis=0), jnp.arange(self._parts)
+
+    def _sum_over_parts(self, one: Callable, batch: Batch, cotangents: Outputs | None = None):
+        """The sum of one(part of the batch, its number) over the parts; with cotangents (of
+        outputs, so that dimension 1 is the batch) of one((part of batch, of cotangents), ...)."""
+        if self._parts == 1:
+            return one(batch, 0)
+        stacked, numbers = self._split(batch)
+        if cotangents is not None:
+            stacked = (stacked, _split(cotangents, self._parts, axis=1))
+        first = jax.tree.map(lambda x: x[0], stacked)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first, numbers[0])
+        )
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, one(*part)), None
+
+        return jax.lax.scan(add, zeros, (stacked, numbers))[0]
+
+
+class Update:
+    """update(state, gradients, task, loss) -> (state, logs); the state that is given is used up.
+
+    One program serves all tasks of a kind: what another task of that kind owns (queries, head)
+    gets a gradient of zero and a flag that says whether this task reaches it.
+    """
+
+    def __init__(self, settings: Settings, optimizer: optim.Optimizer, mesh):
+        self._settings, self._optimizer, self._mesh = settings, optimizer, mesh
+        self._program = jax.jit(self._update, donate_argnums=0, static_argnames="paths")
+        # Of each task: which parameters only some tasks of its kind reach, and whether it does.
+        self._plans: dict[str, dict[str, bool]] = {}
+        self._zeros: dict[str, jax.Array] = {}
+
+    def __call__(
+        self, state: TrainState, grads: Flat, task: str, loss: jax.Array | float = 0.0
+    ) -> tuple[TrainState, Logs]:
+        plan = self._plan(state.params, task)
+        zeros = {}
+        for path, reached in plan.items():
+            if not reached:
+                if path not in self._zeros:
+                    self._zeros[path] = partitioning.zeros_like(state.params[path])
+                zeros[path] = self._zeros[path]
+        # One array of flags: each by itself would be a transfer of its own.
+        flags = np.array([*plan.values()], bool)
+        return self._program(state, {**grads, **zeros}, flags, loss, paths=tuple(plan))
+
+    def lower(self, state: TrainState, grads: Flat, task: str, loss) -> jax.stages.Lowered:
+        """The program of a call with arguments of these shapes."""
+        plan = self._plan(state.params, task)
+        zeros = {path: state.params[path] for path, reached in plan.items() if not reached}
+        flags = np.array([*plan.values()], bool)
+        return self._program.lower(state, {**grads, **zeros}, flags, loss, paths=tuple(plan))
+
+    def _update(
+        self, state: TrainState, grads: Flat, flags: Bool[Array, "paths"], loss, paths: tuple[str]
+    ) -> tuple[TrainState, Logs]:
+        used = dict.fromkeys(grads, True) | dict(zip(paths, flags, strict=True))
+        params, opt_state, info = self._optimizer.update(
+            grads, state.optimizer, state.params, used, usable=jnp.isfinite(loss)
+        )
+        params, opt_state = partitioning.constrain((params, opt_state), self._mesh)
+        return state.replace(params=params, optimizer=opt_state), info._asdict()
+
+    def _plan(self, params: Flat, task: str) -> dict[str, bool]:
+        if task not in self._plans:
+            kind = self._settings.tasks[task].kind
+            of_kind = [name for name, spec in self._settings.tasks.items() if spec.kind == kind]
+            self._plans[task] = {}
+            for path in params:
+                reached = {
+                    name: learns(self._settings, self._optimizer, name, path) for name in of_kind
+                }
+                if len(set(reached.values())) == 2:
+                    self._plans[task][path] = reached[task]
+        return self._plans[task]
+
+
+def batch_shapes(spec: TaskSpec, bucket: tuple[int, ...], settings: Settings, mesh) -> Batch:
+    """Shapes, dtypes and shardings of the training batches of a task and bucket."""
+    array = _arrays(settings.train.batch_size, mesh)
+    if spec.kind == "detection":
+        objects = settings.data.max_objects
+        targets = Targets(
+            boxes_cxcywh=array(objects, 4, dtype=np.float32),
+            labels=array(objects),
+            attributes=array(objects, 16) if spec.num_attributes else None,
+            object_mask=array(objects, dtype=bool),
+        )
+    elif spec.soft_targets:
+        targets = Targets(answer_scores=array(spec.num_labels, dtype=np.float32))
+    else:
+        targets = Targets(labels=array())
+    return input_shapes(spec, bucket, settings.train.batch_size, mesh).replace(targets=targets)
+
+
+def input_shapes(spec: TaskSpec, bucket: tuple[int, ...], examples: int, mesh) -> Batch:
+    """The same of batches of so many examples without targets: what a prediction reads."""
+    array = _arrays(examples, mesh)
+    batch = Batch(spec.name, index=array())
+    if spec.has_image:
+        batch = batch.replace(images=array(*bucket, 3, dtype=np.uint8), image_sizes=array(2))
+    if spec.has_text:
+        tokens = spec.max_tokens if spec.has_image else bucket[0]
+        batch = batch.replace(
+            input_ids=array(tokens), token_mask=array(tokens, dtype=bool), segment_ids=array(tokens)
+        )
+    return batch
+
+
+def _arrays(examples: int, mesh) -> Callable[..., jax.ShapeDtypeStruct]:
+    """array(*shape of an example, dtype=int32): a batch's, split over the mesh."""
+    sharding = partitioning.split_over_batch(mesh)
+
+    def array(*shape: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((examples, *shape), dtype, sharding=sharding)
+
+    return array
+
+
+def _split(tree, parts: int, axis: int):
+    """[..., examples, ...] to [parts, ..., examples / parts, ...]: every parts-th example, so that
+    a device that holds a stretch of the examples holds as many of each part."""
+
+    def split(x: jax.Array) -> jax.Array:
+        shape = (*x.shape[:axis], x.shape[axis] // parts, parts, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x.reshape(shape), axis + 1, 0)
+
+    return jax.tree.map(split, tree)
+
+
+def _join(x: jax.Array, axis: int) -> jax.Array:
+    """The inverse of `_split`, of one array."""
+    x = jnp.moveaxis(x, 0, axis + 1)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+
+
+def _abstract(tree, lowered: jax.stages.Lowered):
+    """Shapes, dtypes and shardings of a program's results."""
+    shardings = lowered.compile().output_shardings
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
