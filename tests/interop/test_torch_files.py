@@ -6,12 +6,14 @@ the zip and in the legacy format); the expected values are spelled out here.
 
 import collections
 import io
+import json
 import os
 import pickle
 import random
 import struct
 import subprocess
 import tarfile
+import time
 import zipfile
 from pathlib import Path
 
@@ -187,6 +189,81 @@ def test_refuses_hand_made_programs(tmp_path, program, message):
     write_zip(tmp_path / "bad.pth", program)
     with pytest.raises(ValueError, match=message):
         torch_files.read(tmp_path / "bad.pth")
+
+
+def nested(levels: int, empty: bytes = b"]", grow: bytes = b"](%s%se") -> bytes:
+    """Pushes a container that holds the next twice, and so on: 2**levels, in some bytes each."""
+    program = empty + b"q\x00"
+    for level in range(levels):
+        get = b"h" + bytes([level])
+        program += b"0" + grow % (get, get) + b"q" + bytes([level + 1])
+    return program
+
+
+TUPLES = nested(40, b")", b"%s%s\x86")
+BOMBS = {
+    "as the content": nested(40) + b".",
+    "as a key": b"}" + nested(40) + b"K\x01s.",
+    "tuples as a key": b"}" + TUPLES + b"K\x01s.",
+    "tuples in a set": b"\x8f(" + TUPLES + b"\x90.",
+    "for an unknown reference": nested(40) + b"Q.",
+    "in an unknown reference": nested(40) + b"\x85Q.",
+    "for a name": nested(40) + nested(40) + b"\x93.",
+    "as a function": nested(40) + b")R.",
+    "for a device": b"ctorch\ndevice\n" + nested(40) + b"\x85R.",
+    "for a dict": b"ccollections\nOrderedDict\n" + nested(40) + b"\x85R.",
+    "for a set": b"cbuiltins\nset\n" + TUPLES + b"\x85R.",
+    "for a tensor": b"ctorch._utils\n_rebuild_tensor_v2\n(" + nested(40) + b"K\x00))tR.",
+    "as a dtype": b"cnumpy\ndtype\n" + nested(40) + b"\x85R.",
+    "as a state": b"cnumpy\ndtype\nX\x02\x00\x00\x00f4\x85R" + nested(40) + b"b.",
+    "dicts": nested(40, b"}", b"}(K\x01%sK\x02%su") + b".",
+    "in itself": b"]q\x00h\x00a.",
+    "deep": b"]" * 10_000 + b"a" * 9_999 + b".",
+    "copied again and again": b"K\x01K\x02\x86q\x010(" + b"h\x01" * 5000 + b"lq\x00"
+    + b"ccollections\nOrderedDict\nh\x00\x85R" * 500 + b".",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", BOMBS.values(), ids=BOMBS)
+def test_a_small_pickle_cannot_ask_for_endless_work(tmp_path, program):
+    write_zip(tmp_path / "bomb.pth", program)
+    started = time.process_time()
+    reason = "hold each other|holds itself|a key|operations|expected a"
+    with pytest.raises(ValueError, match=rf"bomb\.pth: .*({reason})") as error:
+        torch_files.read(tmp_path / "bomb.pth")
+    assert time.process_time() - started < 5
+    assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+
+
+def test_what_is_shared_a_few_times_is_read(tmp_path):
+    write_zip(tmp_path / "a.pth", nested(6) + b".")
+    assert str(torch_files.read(tmp_path / "a.pth")).count("[]") == 2**6
+
+
+def test_files_that_unfold_to_many_times_their_size_are_refused(tmp_path):
+    megabytes = torch_files._ALWAYS_UNFOLDED // 2**20 + 1
+    with zipfile.ZipFile(tmp_path / "zip.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", tensor_program(megabytes * 2**18, 0, (1,), (1,)))
+        archive.writestr("archive/data/0", bytes(megabytes * 2**20))
+    (tmp_path / "unit.pth").write_bytes(bytes(megabytes * 2**20))
+    with tarfile.open(tmp_path / "tar.pth", "w:gz") as archive:
+        archive.add(tmp_path / "unit.pth", "unit.pth")
+    for name in ("zip.pth", "tar.pth"):
+        with pytest.raises(torch_files.Refused, match=f"{name}: refused: it unfolds to many times"):
+            torch_files.read(tmp_path / name)
+    write_zip(tmp_path / "expanded.pth", tensor_program(4, 0, (10**12,), (0,)))
+    with pytest.raises(torch_files.Refused, match="1,000,000,000,000 items on a storage of 4"):
+        torch_files.read(tmp_path / "expanded.pth")
+
+
+def test_a_damaged_files_error_is_one_line_of_bounded_length(tmp_path):
+    long = "\n".join(["x" * 3000] * 3)
+    header = json.dumps({long: {"dtype": "F32", "shape": [2], "data_offsets": [0, 12]}}).encode()
+    path = tmp_path / "bad.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(12))
+    with pytest.raises(ValueError, match="damaged or not a checkpoint") as error:
+        torch_files.read(path)
+    assert len(str(error.value)) < 400 + len(str(path)) and "\n" not in str(error.value)
 
 
 def tensor_program(size: int, offset: int, shape: tuple, stride: tuple, key: str = "0") -> bytes:

@@ -48,6 +48,10 @@ _SAFETENSORS = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+_LONGEST_REASON = 300
+# A file may unfold to so many times its size, and to so much in any case: PyTorch packs nothing,
+# and weights that gzip packs shrink by a tenth.
+_MOST_UNFOLDED, _ALWAYS_UNFOLDED = 20, 64 * 2**20
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
@@ -71,7 +75,7 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         content = content["model"]
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")
-    others = [str(key) for key, value in content.items() if not isinstance(value, np.ndarray)]
+    others = [str(key)[:60] for key, value in content.items() if not isinstance(value, np.ndarray)]
     if others or not content:
         listed = ", ".join(others[:8]) + (", ..." if len(others) > 8 else "")
         raise ValueError(
@@ -96,9 +100,10 @@ def read(path: str | os.PathLike) -> Any:
         raise Refused(f"{path}: {error}") from None
     except Exception as error:  # a damaged file can make any of the readers stumble anywhere
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise ValueError(
-            f"{path}: damaged or not a checkpoint: {reason or type(error).__name__}"
-        ) from error
+        reason = " ".join(reason.split()) or type(error).__name__
+        if len(reason) > _LONGEST_REASON:  # it may quote the file
+            reason = reason[:_LONGEST_REASON] + "..."
+        raise ValueError(f"{path}: damaged or not a checkpoint: {reason}") from error
 
 
 @contextlib.contextmanager
@@ -137,14 +142,23 @@ def _read_zip(path: Path) -> Any:
         if len(names) != 1:
             raise ValueError("the zip holds no data.pkl, so PyTorch did not write it")
         folder = names[0].removesuffix("data.pkl")
+        limit = _limit(path)
+
+        def unpack(name: str) -> bytes:
+            nonlocal limit
+            limit -= archive.getinfo(name).file_size
+            if limit < 0:
+                raise Refused("refused: it unfolds to many times its size")
+            return archive.read(name)
+
         order = f"{folder}byteorder"
-        if order in archive.namelist() and archive.read(order) != b"little":
+        if order in archive.namelist() and unpack(order) != b"little":
             raise ValueError("its numbers are not little-endian")
         storages: dict[str, np.ndarray] = {}
 
         def storage(dtype: np.dtype, key: str, size: int) -> np.ndarray:
             if key not in storages:
-                data = archive.read(f"{folder}data/{key}")
+                data = unpack(f"{folder}data/{key}")
                 if len(data) != size * dtype.itemsize:
                     raise ValueError(f"storage {key} has {len(data)} bytes, not {size} {dtype}")
                 storages[key] = np.frombuffer(data, dtype)
@@ -152,7 +166,7 @@ def _read_zip(path: Path) -> Any:
                 raise ValueError(f"storage {key} is used both as {storages[key].dtype} and {dtype}")
             return storages[key]
 
-        return Machine(storage).run(io.BytesIO(archive.read(names[0])))
+        return Machine(storage).run(io.BytesIO(unpack(names[0])))
 
 
 def _read_legacy(path: Path) -> Any:
@@ -218,8 +232,10 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _tar_member(path: Path) -> Iterator[Path]:
     """The one checkpoint of a tar as a temporary file."""
     with tarfile.open(path) as archive, tempfile.TemporaryDirectory() as folder:
-        found = []
+        found, limit = [], _limit(path)
         for member in archive:  # to the end, so that a compressed tar's checksum is verified
+            if member.offset_data + member.size > limit:
+                raise Refused("refused: it unfolds to many times its size")
             if member.isfile() and member.name.endswith(_SUFFIXES):
                 found.append(member.name)
                 target = Path(folder, "checkpoint" + Path(member.name).suffix)
@@ -227,9 +243,16 @@ def _tar_member(path: Path) -> Iterator[Path]:
                     shutil.copyfileobj(archive.extractfile(member), file)
         if len(found) != 1:
             raise ValueError(f"the tar should hold one checkpoint, has: {', '.join(found) or '-'}")
-        while archive.fileobj.read(1 << 20):
-            pass
+        while read := len(archive.fileobj.read(1 << 20)):
+            limit -= read
+            if limit < 0:
+                raise Refused("refused: it unfolds to many times its size")
         yield target
+
+
+def _limit(path: Path) -> int:
+    """How many bytes the file may unfold to."""
+    return max(_ALWAYS_UNFOLDED, _MOST_UNFOLDED * path.stat().st_size)
 
 
 # ---- writing

@@ -3,10 +3,15 @@
 A pickle can name any function of any module and have it called. Here no pickle machinery runs at
 all: `Machine` interprets the pickle's opcodes itself, and the only "functions" it knows are the
 entries of `_CALLS`, which build plain containers and NumPy arrays. Any other name is refused.
+
+Nor can a small pickle ask for endless work: containers that hold each other are counted as often
+as they are reached, keys are plain values, and the operations are counted.
 """
 
+import math
 import pickletools
 import re
+import reprlib
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -49,8 +54,14 @@ STORAGES = {
 }
 
 
+MOST_WORK = 2_000_000  # operations, and items looked at or copied; weights take some 100,000
+MOST_ITEMS = 2_000_000  # in one object, those of shared containers counted each time
+DEEPEST = 64  # containers in containers
+
+
 class Refused(ValueError):
-    """A pickle names an object that is not on the allow-list; nothing of it was executed."""
+    """A pickle names an object that is not on the allow-list, or asks for endless work; nothing of
+    it was executed."""
 
 
 class _Name(str):
@@ -72,7 +83,12 @@ class Machine:
         self._storage = storage
 
     def run(self, file: BinaryIO) -> Any:
-        """The object of the pickle that starts where `file` stands."""
+        """The object of the pickle that starts where `file` stands.
+
+        Raises:
+          Refused: it names what is not allowed, or is too much: see MOST_WORK and its neighbours.
+        """
+        budget = _Budget()
         stack: list = []
         marks: list[list] = []
         memo: dict[int, Any] = {}
@@ -83,11 +99,13 @@ class Machine:
             return items
 
         for opcode, value, _ in pickletools.genops(file):
+            budget.spend(1)
             match opcode.name:
                 case "PROTO" | "FRAME":
                     pass
                 case "STOP":
                     (result,) = stack
+                    budget.weigh(result)
                     return result
                 case "MARK":
                     marks.append(stack)
@@ -125,22 +143,22 @@ class Machine:
                     stack.append(set())
                 case "ADDITEMS":
                     items = since_mark()
-                    _expect(stack[-1], set).update(items)
+                    _expect(stack[-1], set).update(map(_key, items))
                 case "FROZENSET":
                     items = since_mark()
-                    stack.append(frozenset(items))
+                    stack.append(frozenset(map(_key, items)))
                 case "EMPTY_DICT":
                     stack.append({})
                 case "DICT":
                     items = since_mark()
-                    stack.append(dict(zip(items[::2], items[1::2], strict=True)))
+                    stack.append(_dict(zip(items[::2], items[1::2], strict=True)))
                 case "SETITEM":
                     item, key = stack.pop(), stack.pop()
-                    _expect(stack[-1], dict)[key] = item
+                    _expect(stack[-1], dict)[_key(key)] = item
                 case "SETITEMS":
                     items = since_mark()
                     pairs = zip(items[::2], items[1::2], strict=True)
-                    _expect(stack[-1], dict).update(pairs)
+                    _expect(stack[-1], dict).update(_dict(pairs))
                 case "PUT" | "BINPUT" | "LONG_BINPUT":
                     memo[value] = stack[-1]
                 case "MEMOIZE":
@@ -153,12 +171,16 @@ class Machine:
                     name, module = stack.pop(), stack.pop()
                     stack.append(_allowed(module, name))
                 case "BINPERSID":
-                    stack.append(self._persistent(stack.pop()))
+                    identity = stack.pop()
+                    budget.weigh(identity)
+                    stack.append(self._persistent(_expect(identity, tuple)))
                 case "REDUCE" | "NEWOBJ":
                     arguments, function = stack.pop(), stack.pop()
+                    budget.weigh(arguments)
                     stack.append(_call(function, arguments))
                 case "BUILD":
                     state = stack.pop()
+                    budget.weigh(state)
                     _set_state(stack[-1], state)
                 case name:
                     raise Refused(f"refused: the pickle operation {name}")
@@ -168,7 +190,7 @@ class Machine:
         kind, storage_type, key, _, size, *view = identity  # _ is the device it came from
         module, _, name = str(_expect(storage_type, _Name)).rpartition(".")
         if kind != "storage" or not isinstance(size, int) or size < 0 or any(view):
-            raise ValueError(f"an unknown kind of reference: {identity!r}")
+            raise ValueError(f"an unknown kind of reference: {_short(identity)}")
         if name == "UntypedStorage":
             dtype = np.dtype(np.uint8)
         else:
@@ -183,6 +205,81 @@ _LITERALS = frozenset(
 )
 
 
+class _Budget:
+    """What one pickle may still ask for."""
+
+    def __init__(self):
+        self._left = MOST_WORK
+
+    def spend(self, work: int) -> None:
+        self._left -= work
+        if self._left < 0:
+            raise Refused(f"refused: the pickle asks for more than {MOST_WORK:,} operations")
+
+    def weigh(self, value: Any) -> None:
+        """Refuses an object that is too deep, holds itself, or unfolds to too many items.
+
+        Each container is looked at once, however often it is held: the count of a container that
+        another one holds twice is added twice.
+        """
+        if not isinstance(value, _CONTAINERS):
+            return
+        weights: dict[int, tuple[int, int]] = {}  # id -> items, depth
+        open_, stack = set(), [(value, False)]
+        while stack:
+            item, done = stack.pop()
+            if id(item) in weights:
+                continue
+            held = [x for x in _held(item) if isinstance(x, _CONTAINERS)]
+            if done:
+                items = 1 + len(item) + sum(weights[id(x)][0] for x in held)
+                depth = 1 + max((weights[id(x)][1] for x in held), default=0)
+                if items > MOST_ITEMS or depth > DEEPEST:
+                    raise Refused(
+                        f"refused: its containers hold each other {depth} deep, {items:,} items in "
+                        f"all; at most {DEEPEST} and {MOST_ITEMS:,} are read"
+                    )
+                weights[id(item)] = items, depth
+                open_.remove(id(item))
+                continue
+            if id(item) in open_:
+                raise Refused("refused: one of its containers holds itself")
+            open_.add(id(item))
+            texts = sum(len(x) for x in _held(item) if isinstance(x, str | bytes | bytearray))
+            self.spend(1 + len(item) + texts // 16)
+            stack.append((item, True))
+            stack += [(x, False) for x in held if id(x) not in weights]
+
+
+_CONTAINERS = (list, tuple, dict, set, frozenset)
+_REPR = reprlib.Repr()  # at most six items of each container
+_REPR.maxlevel = 2
+
+
+def _short(value: Any) -> str:
+    """The value in at most so many words."""
+    return _REPR.repr(value)
+
+
+def _held(container: Any) -> Any:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _key(value: Any) -> Any:
+    """The value, if it may be a key: hashing containers in containers could take for ever."""
+    parts = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(part, _KEYS) for part in parts):
+        raise Refused(f"refused: a key that is a {type(value).__name__} of containers")
+    return value
+
+
+_KEYS = (str, bytes, int, float, bool, type(None), np.generic)
+
+
+def _dict(pairs: Any) -> dict:
+    return {_key(key): value for key, value in pairs}
+
+
 def _expect(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"expected a {kind.__name__}, found a {type(value).__name__}")
@@ -190,12 +287,13 @@ def _expect(value: Any, kind: type) -> Any:
 
 
 def _allowed(module: str, name: str) -> _Name:
+    module, name = _expect(module, str), _expect(name, str)
     full = f"{module}.{name}"
     if full not in _CALLS and full not in _NAMES:
         module = {"posix": "os", "nt": "os", "__builtin__": "builtins"}.get(module, module)
         raise Refused(
-            f"refused: the file asks for {module}.{name}, which no checkpoint of weights needs; "
-            "nothing was executed"
+            f"refused: the file asks for {module[:80]}.{name[:80]}, which no checkpoint of weights "
+            "needs; nothing was executed"
         )
     return _Name(full)
 
@@ -213,7 +311,7 @@ def _set_state(target: Any, state: Any) -> None:
     elif isinstance(target, np.dtype):
         version, order, *rest = state
         if order not in ("<", "|", "=") or version != 3 or rest[:3] != [None, None, None]:
-            raise ValueError(f"an unusual NumPy dtype: {state!r}")
+            raise ValueError(f"an unusual NumPy dtype: {_short(state)}")
     elif isinstance(target, np.ndarray):
         version, shape, dtype, fortran, data = state
         if version != 1 or not isinstance(dtype, np.dtype) or not isinstance(data, bytes):
@@ -223,14 +321,22 @@ def _set_state(target: Any, state: Any) -> None:
         raise Refused(f"refused: attributes for a {type(target).__name__}")
 
 
+_MOST_AXES = 32
+_MOST_EXPANDED = 2**24  # items of a tensor that repeats its storage's
+
+
 def _rebuild_tensor(storage, offset, size, stride, *_) -> np.ndarray:
     _expect(storage, np.ndarray)
-    numbers = (offset, *size, *stride)
+    numbers = (offset, *_expect(size, tuple), *_expect(stride, tuple))
+    if len(size) > _MOST_AXES:
+        raise ValueError(f"a tensor of {len(size)} axes")
     if len(size) != len(stride) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-        raise ValueError(f"a tensor of impossible shape {size}, strides {stride}")
+        raise ValueError(f"a tensor of impossible shape {_short(size)}, strides {_short(stride)}")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if 0 not in size and last >= storage.size:
         raise ValueError(f"a tensor of shape {size} reaches beyond its storage")
+    if (items := math.prod(size)) > max(_MOST_EXPANDED, storage.size):
+        raise Refused(f"refused: a tensor of {items:,} items on a storage of {storage.size:,}")
     strides = [step * storage.itemsize for step in stride]
     start = 0 if 0 in size else offset
     return np.lib.stride_tricks.as_strided(storage[start:], size, strides)
@@ -242,8 +348,8 @@ def _rebuild_tensor_v3(storage, offset, size, stride, grad, hooks, dtype, *_) ->
 
 
 def _numpy_dtype(code: str, *_) -> np.dtype:
-    if not re.fullmatch(r"[biufc]\d+", code):  # no objects, no records
-        raise Refused(f"refused: a NumPy array of dtype {code!r}")
+    if not re.fullmatch(r"[biufc]\d{1,2}", _expect(code, str)):  # no objects, no records
+        raise Refused(f"refused: a NumPy array of dtype {_short(code)}")
     return np.dtype(code)
 
 
@@ -253,18 +359,26 @@ def _numpy_scalar(dtype: np.dtype, data: bytes) -> np.generic:
 
 def _encode(text: str, codec: str) -> bytes:
     if codec != "latin1":  # how pickles of protocol 2 hold bytes; other codecs could be programs
-        raise Refused(f"refused: the codec {codec!r}")
-    return text.encode(codec)
+        raise Refused(f"refused: the codec {_short(codec)}")
+    return _expect(text, str).encode(codec)
+
+
+def _device(*parts: Any) -> str:
+    return ":".join(str(part)[:20] for part in parts if isinstance(part, str | int))
+
+
+def _pairs(items: Any) -> Any:
+    return items.items() if isinstance(items, dict) else items
 
 
 # Everything a pickle may call, and what happens instead.
 _CALLS: dict[str, Callable] = {
-    "collections.OrderedDict": lambda items=(): dict(items),
-    "collections.defaultdict": lambda factory=None, items=(): dict(items),
-    "collections.Counter": lambda items=(): dict(items),
+    "collections.OrderedDict": lambda items=(): _dict(_pairs(items)),
+    "collections.defaultdict": lambda factory=None, items=(): _dict(_pairs(items)),
+    "collections.Counter": lambda items=(): _dict(_pairs(items)),
     "argparse.Namespace": lambda: _Namespace(),
     "torch.Size": lambda sizes=(): tuple(sizes),
-    "torch.device": lambda *parts: ":".join(map(str, parts)),
+    "torch.device": _device,
     "torch._utils._rebuild_tensor": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
@@ -279,8 +393,8 @@ for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _CALLS[f"{_module}._reconstruct"] = lambda *_: np.empty(0, np.int8)
 _BUILTINS = ("builtins", "__builtin__")  # the second is Python 2's name, used up to protocol 2
 for _module in _BUILTINS:
-    _CALLS[f"{_module}.set"] = lambda items=(): set(items)
-    _CALLS[f"{_module}.frozenset"] = lambda items=(): frozenset(items)
+    _CALLS[f"{_module}.set"] = lambda items=(): set(map(_key, items))
+    _CALLS[f"{_module}.frozenset"] = lambda items=(): frozenset(map(_key, items))
 
 # Names that a pickle may hand to those calls as arguments.
 _NAMES = {
