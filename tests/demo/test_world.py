@@ -21,6 +21,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from tokenizers import BertWordPieceTokenizer
 
+from tests import ROOT
 from unit_jax.demo import texts as demo_text
 from unit_jax.demo import world
 from unit_jax.demo.scenes import (
@@ -41,7 +42,6 @@ from unit_jax.demo.scenes import (
 
 SMALL = world.DemoSettings(seed=3, scale=0.02)
 FULL = world.DemoSettings()
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_a_finished_demo_stays_and_other_settings_are_refused(folder):
 
 
 def test_counts_follow_the_settings(folder):
-    for split, name in enumerate(("train2017", "val2017")):
+    for split, name in enumerate(("train2017", "val2017", "test2017")):
         assert len(list((folder / "coco" / name).glob("*.jpg"))) == SMALL.count("coco", split)
     flickr = list((folder / "flickr30k" / "flickr30k_images").glob("*.jpg"))
     assert len(flickr) == sum(SMALL.count("flickr30k", split) for split in range(3))
@@ -157,12 +157,13 @@ def test_coco_has_gaps_crowds_and_empty_pictures():
     assert any(scene.crowd for scene in scenes.values())
     assert any(not scene.things and not scene.crowd for scene in scenes.values())
     assert len(world.COCO_CATEGORIES) < max(world.COCO_CATEGORIES)
-    assert not scenes.keys() & dict(world.coco_scenes(settings, "val")).keys()
+    others = [dict(world.coco_scenes(settings, split)) for split in ("val", "test")]
+    assert len(set(scenes).union(*others)) == len(scenes) + sum(map(len, others))
 
 
 def test_coco_file_names_and_crowd_annotations(tmp_path):
     settings = world.DemoSettings(
-        coco=(60, 2), visual_genome=(1, 1), flickr30k=(1, 1, 1), qnli=(2, 1), mnli=(3, 1)
+        coco=(60, 2, 1), visual_genome=(1, 1, 1), qnli=(2, 1, 1), mnli=(3, 1, 1)
     )
     world.write_coco_and_vqa2(tmp_path, settings)
     coco = COCO(tmp_path / "coco/annotations/instances_train2017.json")
@@ -265,6 +266,17 @@ def test_snli_ve_files(folder):
         ("QNLI/dev", "index question sentence label"),
         ("QQP/train", "id qid1 qid2 question1 question2 is_duplicate"),
         ("QQP/dev", "id qid1 qid2 question1 question2 is_duplicate"),
+        ("QNLI/test", "index question sentence"),
+        ("QQP/test", "id question1 question2"),
+        ("SST-2/test", "index sentence"),
+        *(
+            (
+                f"MNLI/{split}",
+                "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse "
+                "sentence1_parse sentence2_parse sentence1 sentence2",
+            )
+            for split in ("test_matched", "test_mismatched")
+        ),
         ("SST-2/train", "sentence label"),
         ("SST-2/dev", "sentence label"),
         (
@@ -289,6 +301,39 @@ def test_glue_files_have_the_official_columns(folder, name, columns):
     assert rows[0] == columns.split()
     assert len(rows) > 1
     assert all(len(row) == len(rows[0]) and all(row) for row in rows)
+
+
+def test_the_test_files_have_no_labels(folder):
+    for path in (
+        "coco/annotations/image_info_test-dev2017.json",
+        "visual_genome/annotations/instances_test_split_by_coco_2017.json",
+    ):
+        content = json.loads((folder / path).read_text())
+        assert content["images"] and content["categories"] and "annotations" not in content
+        for image in content["images"]:
+            pictures = folder / ("coco/test2017" if "coco/" in path else "visual_genome")
+            assert (pictures / image["file_name"]).exists()
+    questions = json.loads(
+        (folder / "vqa2/v2_OpenEnded_mscoco_test2015_questions.json").read_text()
+    )
+    assert questions["data_subtype"] == "test2015" and questions["questions"]
+    for question in questions["questions"]:
+        name = f"COCO_test2015_{question['image_id']:012d}.jpg"
+        assert (folder / "coco/test2015" / name).exists()
+        assert set(question) == {"image_id", "question", "question_id"}
+    assert not list((folder / "vqa2").glob("*test*annotations*"))
+
+
+def test_more_test_examples_change_nothing_else(folder, tmp_path):
+    more = {
+        name: (*getattr(SMALL, name)[:2], 3 * getattr(SMALL, name)[2])
+        for name in ("coco", "visual_genome", "qnli", "mnli", "qqp", "sst2")
+    }
+    world.generate(tmp_path, dataclasses.replace(SMALL, **more))
+    before, after = digest(folder), digest(tmp_path)
+    assert len(after) > len(before)
+    changed = {name for name in before if after[name] != before[name]} - {world.DONE}
+    assert changed and all("test" in name for name in changed)
 
 
 def test_vocabulary_knows_every_training_word(folder):

@@ -47,6 +47,7 @@ CROWD_EVERY = 40  # every 40th COCO picture has a crowd region
 EMPTY_EVERY = 50  # every 50th COCO picture has no annotation
 JPEG_QUALITY = 92
 DONE = "demo.json"
+SPLITS = ("train", "val", "test")
 UNKNOWN_ANSWER = "<unk>"
 MIN_ANSWERS = 9  # the answer list leaves out what annotators said less often (as the real one)
 
@@ -58,24 +59,25 @@ class DemoSettings:
     Attributes:
       seed: of all random choices.
       scale: factor on the counts below (at least one of each is made).
-      coco, visual_genome: pictures in (train, val).
+      coco, visual_genome: pictures in (train, val, test); the test pictures have no labels.
       questions: VQA questions per COCO picture.
       flickr30k: SNLI-VE's pictures in (train, dev, test).
       hypotheses: per SNLI-VE picture.
-      qnli, mnli, qqp, sst2: texts in (train, dev); MNLI has two dev files of that size.
+      qnli, mnli, qqp, sst2: texts in (train, dev, test), test without labels; MNLI has two dev
+        and two test files of that size.
     """
 
     seed: int = 0
     scale: float = 1.0
-    coco: tuple[int, int] = (3000, 300)
-    visual_genome: tuple[int, int] = (1500, 200)
+    coco: tuple[int, int, int] = (3000, 300, 100)
+    visual_genome: tuple[int, int, int] = (1500, 200, 50)
     questions: int = 4
     flickr30k: tuple[int, int, int] = (1500, 150, 150)
     hypotheses: int = 6
-    qnli: tuple[int, int] = (24000, 600)
-    mnli: tuple[int, int] = (24000, 600)
-    qqp: tuple[int, int] = (24000, 600)
-    sst2: tuple[int, int] = (8000, 600)
+    qnli: tuple[int, int, int] = (24000, 600, 100)
+    mnli: tuple[int, int, int] = (24000, 600, 100)
+    qqp: tuple[int, int, int] = (24000, 600, 100)
+    sst2: tuple[int, int, int] = (8000, 600, 100)
 
     def count(self, task: str, split: int) -> int:
         """Number of pictures (or texts) of a data set's split, scaled."""
@@ -139,13 +141,13 @@ def _chooser(settings: DemoSettings, name: str, split: str, number: int) -> Choo
 
 
 def coco_scenes(settings: DemoSettings, split: str) -> Iterator[tuple[int, Scene]]:
-    """The (image id, scene) pairs of COCO's "train" or "val"."""
-    for number in range(settings.count("coco", split == "val")):
+    """The (image id, scene) pairs of COCO's "train", "val" or "test"."""
+    for number in range(settings.count("coco", SPLITS.index(split))):
         crowd = number % CROWD_EVERY == CROWD_EVERY // 2
         empty = number % EMPTY_EVERY == EMPTY_EVERY // 3
         scene = draw_scene(_chooser(settings, "coco", split, number), crowd=crowd, empty=empty)
-        # Ids are spread as COCO's are; train and val never share one.
-        yield 2 * (37 * number + 100) + (split == "val"), scene
+        # Ids are spread as COCO's are; no two splits share one.
+        yield 74 * number + {"train": 200, "val": 201, "test": 237}[split], scene
 
 
 def vqa2_questions(
@@ -192,12 +194,37 @@ def write_coco_and_vqa2(
             texts += [question.text + "?" for _, question, _ in asked]
             for _, _, given in asked:
                 answers.update(given)
+    write_coco_and_vqa2_test(output, settings, progress)
     common = sorted(
         (answer for answer, count in answers.items() if count >= MIN_ANSWERS),
         key=lambda answer: (-answers[answer], answer),
     )
     _write(output / "vqa2" / "answers_vqa.txt", "\n".join([UNKNOWN_ANSWER, *common]) + "\n")
     return texts
+
+
+def write_coco_and_vqa2_test(
+    output: Path, settings: DemoSettings, progress: Callable[[int], object] = lambda _: None
+):
+    """Writes the test files of COCO and VQAv2, which have no labels.
+
+    As in the releases, COCO's test2017 pictures are also VQAv2's test2015 pictures.
+    """
+    images = []
+    for image_id, scene in coco_scenes(settings, "test"):
+        file_name = f"{image_id:012d}.jpg"
+        pixels = render(scene)
+        _write_image(output / "coco" / "test2017" / file_name, pixels)
+        _write_image(output / "coco" / "test2015" / f"COCO_test2015_{file_name}", pixels)
+        images.append(_coco_image(image_id, file_name, scene))
+        progress(1)
+    _write_coco_json(
+        output / "coco" / "annotations" / "image_info_test-dev2017.json",
+        images,
+        None,
+        COCO_CATEGORIES,
+    )
+    _write_vqa2(output / "vqa2", "test", vqa2_questions(settings, "test"))
 
 
 def _coco_image(image_id: int, file_name: str, scene: Scene) -> dict:
@@ -250,9 +277,14 @@ def _run_lengths(mask: Bool[np.ndarray, "height width"]) -> list[int]:
 
 
 def _write_coco_json(
-    path: Path, images: list[dict], annotations: list[dict], categories: Mapping[int, str], **more
+    path: Path,
+    images: list[dict],
+    annotations: list[dict] | None,
+    categories: Mapping[int, str],
+    **more,
 ):
-    for number, annotation in enumerate(annotations, start=1):
+    """COCO's JSON; without annotations it is a test split's."""
+    for number, annotation in enumerate(annotations or (), start=1):
         annotation["id"] = number
     _write_json(
         path,
@@ -260,7 +292,7 @@ def _write_coco_json(
             "info": {"description": "UniT demo world", "version": "1.0"},
             "licenses": [{"id": 1, "name": "generated"}],
             "images": images,
-            "annotations": annotations,
+            **({} if annotations is None else {"annotations": annotations}),
             "categories": [
                 {"supercategory": "shape", "id": number, "name": name}
                 for number, name in categories.items()
@@ -302,19 +334,21 @@ def _write_vqa2(
                 "question_id": question_id,
             }
         )
+    part = f"{split}{2015 if split == 'test' else 2014}"
     head = {
         "info": {"description": "UniT demo world", "version": "2.0"},
         "license": {"name": "generated"},
         "data_type": "mscoco",
-        "data_subtype": f"{split}2014",
+        "data_subtype": part,
     }
     _write_json(
-        folder / f"v2_OpenEnded_mscoco_{split}2014_questions.json",
+        folder / f"v2_OpenEnded_mscoco_{part}_questions.json",
         {**head, "task_type": "Open-Ended", "questions": questions},
     )
-    _write_json(
-        folder / f"v2_mscoco_{split}2014_annotations.json", {**head, "annotations": annotations}
-    )
+    if split != "test":
+        _write_json(
+            folder / f"v2_mscoco_{part}_annotations.json", {**head, "annotations": annotations}
+        )
 
 
 # ---- Visual Genome ------------------------------------------------------------------------------
@@ -325,12 +359,14 @@ def write_visual_genome(
 ):
     """Writes `visual_genome/`: COCO-style JSON whose objects also have `attribute_ids_max16`."""
     ids = {name: number for number, name in VG_ATTRIBUTES.items()}
-    for split in ("train", "val"):
+    # Ids of train and val interleave, test comes after both.
+    after = 2 * (sum(settings.count("visual_genome", part) for part in range(2)) + 1)
+    for part, split in enumerate(SPLITS):
         images, annotations = [], []
-        for number in range(settings.count("visual_genome", split == "val")):
+        for number in range(settings.count("visual_genome", part)):
             chooser = _chooser(settings, "visual_genome", split, number)
             scene = draw_scene(chooser)
-            image_id = 2 * (number + 1) + (split == "val")
+            image_id = after + number if split == "test" else 2 * (number + 1) + part
             file_name = f"VG_100K/{image_id}.jpg"
             _write_image(output / "visual_genome" / file_name, render(scene))
             images.append(_coco_image(image_id, file_name, scene))
@@ -350,7 +386,7 @@ def write_visual_genome(
         _write_coco_json(
             output / "visual_genome" / "annotations" / f"instances_{split}_split_by_coco_2017.json",
             images,
-            annotations,
+            None if split == "test" else annotations,
             VG_CATEGORIES,
             attCategories=[{"id": number, "name": name} for number, name in VG_ATTRIBUTES.items()],
         )
@@ -405,19 +441,20 @@ def write_snli_ve(
 
 
 def glue_pairs(settings: DemoSettings, task: str, split: str) -> list[demo_text.Pair]:
-    """The examples of "qnli", "mnli", "qqp" or "sst2" in "train", "dev" (or "dev_mismatched").
+    """The examples of "qnli", "mnli", "qqp" or "sst2" in "train", "dev" or "test" (MNLI also in
+    "dev_mismatched" and "test_mismatched").
 
     They come in groups, one for each label, with the same second text (or, for sentences, made of
     the same random choices). No dev example occurs in train, which makes way: what is left of dev
     without the pairs of a large train would be the unusual ones.
     """
     make = getattr(demo_text, task)
-    if split == "dev_mismatched":
+    if split.endswith("_mismatched"):
         make = functools.partial(demo_text.mnli, mismatched=True)
     taken: set[tuple[str, str]] = set()
     if split == "train":
         taken = {(pair.first, pair.second) for pair in glue_pairs(settings, task, "dev")}
-    wanted = settings.count(task, split != "train")
+    wanted = settings.count(task, ("train", "dev", "test").index(split.split("_")[0]))
     pairs: list[demo_text.Pair] = []
     number = 0
     while len(pairs) < wanted:
@@ -480,6 +517,19 @@ def _sst2_row(number: int, pair: demo_text.Pair) -> dict:
     return {"sentence": pair.first, "label": pair.label}
 
 
+def _unlabelled(row: Callable[[int, demo_text.Pair], dict], *first: str) -> Callable:
+    """A row of a test file: no label, and nothing that tells it; `first` columns come first."""
+    told = {"label", "label1", "gold_label", "is_duplicate", "qid1", "qid2"}
+
+    def test_row(number: int, pair: demo_text.Pair) -> dict:
+        made = {key: value for key, value in row(number, pair).items() if key not in told}
+        if "pairID" in made:  # elsewhere it ends in the label's first letter
+            made["pairID"] = number
+        return {**dict.fromkeys(first, number), **made}
+
+    return test_row
+
+
 _GLUE_FILES = (
     ("qnli", "train", "QNLI/train.tsv", _qnli_row),
     ("qnli", "dev", "QNLI/dev.tsv", _qnli_row),
@@ -490,6 +540,11 @@ _GLUE_FILES = (
     ("qqp", "dev", "QQP/dev.tsv", _qqp_row),
     ("sst2", "train", "SST-2/train.tsv", _sst2_row),
     ("sst2", "dev", "SST-2/dev.tsv", _sst2_row),
+    ("qnli", "test", "QNLI/test.tsv", _unlabelled(_qnli_row)),
+    ("mnli", "test", "MNLI/test_matched.tsv", _unlabelled(_mnli_row)),
+    ("mnli", "test_mismatched", "MNLI/test_mismatched.tsv", _unlabelled(_mnli_row)),
+    ("qqp", "test", "QQP/test.tsv", _unlabelled(_qqp_row)),
+    ("sst2", "test", "SST-2/test.tsv", _unlabelled(_sst2_row, "index")),
 )
 
 

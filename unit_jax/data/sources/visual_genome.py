@@ -31,7 +31,8 @@ class VisualGenome(coco.Coco):
 
     1. The reference's: visual_genome/annotations/instances_{train,val}_split_by_coco_2017.json,
        COCO's format plus `attribute_ids_max16` per annotation (up to 16 ids, -1 = none) and,
-       where given, `attCategories` with their names.
+       where given, `attCategories` with their names. A file instances_test_... of the same form
+       lists images to predict (no release has one).
     2. Release 1.2 or 1.4: visual_genome/objects.json, attributes.json and image_data.json, with
        the 1600 class names and 400 attribute names of bottom-up attention in
        visual_genome/objects_vocab.txt and attributes_vocab.txt (a class a line, its synonyms
@@ -57,7 +58,7 @@ class VisualGenome(coco.Coco):
         split: f"visual_genome/annotations/instances_{split}_split_by_coco_2017.json"
         for split in ("train", "val")
     }
-    test = ("", "")
+    test = ("visual_genome/annotations/instances_test_split_by_coco_2017.json", "visual_genome")
     image_folders = ()
 
     def required_files(self) -> list[pathlib.Path]:
