@@ -199,7 +199,9 @@ def test_a_checkpoint_from_mmf_evaluates_predicts_and_trains(data_dir, finished,
     config["init_from"]["model"] = str(converted)
     capsys.readouterr()
     started = run_lib.open_run(config, needs_initial_weights=True).initial_model()
-    assert f"model from {converted}: " in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.startswith(f"model from {converted} (a checkpoint of ours): ")
+    assert "fresh" not in told and "in part" not in told and "left aside" not in told
     original = run.restored_model(workdir)
     for group, leaves in original.items():
         for path, array in leaves.items():

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from unit_jax import settings as settings_lib
 from unit_jax.data import loader
 from unit_jax.data.prepared import PreparedData, read_lines
-from unit_jax.interop import init_from
+from unit_jax.interop import init_from, transfer
 from unit_jax.models import flat
 from unit_jax.models.flat import Flat
 from unit_jax.models.unit import Unit
@@ -71,13 +71,25 @@ class Run:
         Prints what was loaded from where and what stayed fresh.
         """
         model = self._fresh_model()
-        arrays, reports = init_from.start_from(
-            {**model["params"], **model["statistics"]}, self.settings
-        )
+        fresh = {**model["params"], **model["statistics"]}
+        arrays, reports = init_from.start_from(fresh, self.settings, self._known())
         if distributed.is_first():
             print(*reports, sep="\n")
         model = {group: {path: arrays[path] for path in leaves} for group, leaves in model.items()}
         return partitioning.place(model, self.mesh)
+
+    def _known(self) -> transfer.Model:
+        """What the data tell of labels and words, for weights of other tasks."""
+        if not self.settings.init_from.model:
+            return transfer.Model({})
+        path, vocabulary = pathlib.Path(self.data.vocabulary_path), ""
+        if _has_text(self.data) and path.is_file():
+            vocabulary = fingerprints(self.data)["vocabulary"]
+        return transfer.Model(
+            init_from.task_facts(self.settings, label_names(self.data)),
+            vocabulary,
+            tuple(read_lines(path)) if vocabulary else (),
+        )
 
     def restored_model(self, checkpoint: epath.PathLike) -> dict[str, Flat]:
         """Parameters and statistics of a checkpoint (a working folder's newest, or a step's).
@@ -94,7 +106,11 @@ class Run:
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint tells about itself."""
         return checkpoints.jsonable(
-            {"settings": dataclasses.asdict(self.settings), "data": fingerprints(self.data)}
+            {
+                "settings": dataclasses.asdict(self.settings),
+                "data": fingerprints(self.data),
+                "labels": label_names(self.data),
+            }
         )
 
     def facts(self) -> dict[str, Any]:
@@ -202,6 +218,11 @@ def fingerprints(data: PreparedData) -> dict[str, str]:
     return found
 
 
+def label_names(data: PreparedData) -> dict[str, list[str]]:
+    """Names of every task's labels, by number."""
+    return {task: data.label_names(task) for task in data.tasks}
+
+
 def missing_weights(init_from: settings_lib.InitSettings) -> list[str]:
     """A line per file of `config.init_from` that is not there."""
     return [
@@ -219,7 +240,7 @@ def _is_there(field: str, path: str) -> bool:
 
 
 _WEIGHTS = {
-    "model": "give an MMF UniT file or a checkpoint folder of ours",
+    "model": "give a checkpoint folder of ours, a file of MMF's UniT or one of DETR's",
     "backbone": "download DETR's R50-DC5 checkpoint (detr-r50-dc5-f0fb7ef5.pth) there",
     "text_encoder": "download bert-base-uncased (config.json, model.safetensors, vocab.txt) there",
 }

@@ -11,7 +11,7 @@ from huggingface_hub import errors
 
 from configs import unit as config
 from unit_jax import settings as settings_lib
-from unit_jax.interop import bert, detr, init_from, mmf, torch_files
+from unit_jax.interop import bert, detr, init_from, mmf, torch_files, transfer
 from unit_jax.models import flat
 from unit_jax.models.unit import Unit
 from unit_jax.settings import Settings
@@ -280,6 +280,11 @@ def test_everything_that_does_not_fit_is_listed_at_once(tmp_path):
     assert "text_encoder.word_embedding: shape (7, 8), the model has (30, 8)" in message
 
 
+def from_checkpoint(settings, path, **options):
+    model = transfer.Model(init_from.task_facts(settings))
+    return init_from.model_from_checkpoint(fresh(settings), path, model, **options)
+
+
 def single_task_file(tmp_path, own_decoder: bool):
     """A COCO UniT as MMF would have saved it, and its arrays by our paths."""
     arrays = fresh(small_settings(["coco"], shared=not own_decoder), seed=1)
@@ -314,7 +319,7 @@ def test_a_unit_of_other_tasks_reports_what_it_left(tmp_path):
     arrays = fresh(small_settings(["vqa2", "qnli"]), seed=1)
     torch_files.save_pth(tmp_path / "unit.pth", {"model.x": np.ones(1)} | mmf.export_state(arrays))
     settings = small_settings(["coco", "qnli"])
-    after, report = init_from.model_from_unit(fresh(settings), tmp_path / "unit.pth")
+    after, report = from_checkpoint(settings, tmp_path / "unit.pth")
     np.testing.assert_array_equal(after["queries.qnli"], arrays["queries.qnli"])
     assert "model.x" in report.ignored and "queries.vqa2" in report.ignored
     assert "queries.coco" in report.fresh
@@ -322,13 +327,16 @@ def test_a_unit_of_other_tasks_reports_what_it_left(tmp_path):
 
 def test_a_unit_of_another_shape_is_an_error(tmp_path):
     settings = small_settings(["coco"])
-    tasks = {"coco": dataclasses.replace(settings.tasks["coco"], num_labels=9)}
-    arrays = fresh(dataclasses.replace(settings, tasks=tasks))
+    wide = dataclasses.replace(settings.model.decoder, width=16)
+    model = dataclasses.replace(settings.model, decoder=wide)
+    arrays = fresh(dataclasses.replace(settings, model=model))
     torch_files.save_pth(tmp_path / "unit.pth", mmf.export_state(arrays))
-    with pytest.raises(ValueError, match=r"heads\.coco\.classes\.kernel: shape \(12, 10\)"):
-        init_from.model_from_unit(fresh(settings), tmp_path / "unit.pth")
+    with pytest.raises(
+        ValueError, match=r"decoder\.norm\.scale: shape \(16,\), the model.*\(12,\)"
+    ):
+        from_checkpoint(settings, tmp_path / "unit.pth")
     torch_files.save_pth(tmp_path / "bert.pth", bert_state())
     with pytest.raises(ValueError, match="no parameter of it fits by name"):
-        init_from.model_from_unit(fresh(settings), tmp_path / "bert.pth")
+        from_checkpoint(settings, tmp_path / "bert.pth")
     with pytest.raises(ValueError, match=r"bert\.pth: not a DETR checkpoint"):
         init_from.backbone_from_detr(fresh(settings), tmp_path / "bert.pth")

@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 
 from tests import official_files
-from tests.interop.test_detr_bert import assert_same, bert_state, detr_state, fresh, small_settings
+from tests.interop.test_detr_bert import (
+    assert_same,
+    bert_state,
+    detr_state,
+    fresh,
+    from_checkpoint,
+    small_settings,
+)
 from tests.interop.test_torch_files import Call
 from unit_jax.data import prepare
 from unit_jax.data.prepared import PreparedData
-from unit_jax.interop import init_from, mmf, torch_files
+from unit_jax.interop import init_from, mmf, sources, torch_files
 from unit_jax.runtime import checkpoints
 from unit_jax.tools import convert_checkpoint as convert
 
@@ -57,13 +64,23 @@ def test_mmf_goes_in_and_out_to_the_bit(tmp_path, config, capsys, suffix, varian
     printed = capsys.readouterr().out
     assert "epsilon of the frozen batch norms: 0, saved with the settings" in printed
     assert f"--config.model.backbone.bn_eps=0 --mode=eval --checkpoint={folder}" in printed
-    arrays, metadata = init_from.read_checkpoint(folder)
+    arrays, metadata = sources.read_checkpoint(folder)
     assert metadata["settings"]["model"]["backbone"]["bn_eps"] == 0
     assert_same(arrays, fresh(small_settings(shared=not variant)))
     assert run(to="mmf", input=folder, output=file) == 0
     assert_same(torch_files.load_state_dict(file), state)
     names = {"small.json", "small.py", "unit.pth", "run", f"back{suffix}"}
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == names
+
+
+def test_one_task_of_a_joint_mmf_file(tmp_path, config, capsys):
+    arrays = fresh(small_settings(["coco", "vqa2", "qnli", "sst2"]))
+    torch_files.save_pth(tmp_path / "unit.pth", mmf.export_state(arrays))
+    options = {"from": "mmf", "input": tmp_path / "unit.pth", "config": config}
+    assert run(**options, output=tmp_path / "run") == 0
+    assert "its tasks sst2 left aside" in capsys.readouterr().out
+    found, _ = sources.read_checkpoint(tmp_path / "run")
+    assert_same(found, {n: x for n, x in arrays.items() if ".sst2" not in n})
 
 
 def test_detr_and_bert_fill_a_fresh_model(tmp_path, config, capsys):
@@ -83,7 +100,7 @@ def test_detr_and_bert_fill_a_fresh_model(tmp_path, config, capsys):
     assert_same(torch_files.load_state_dict(tmp_path / "back.safetensors"), bert_state())
 
     assert run(to="safetensors", input=tmp_path / "text", output=tmp_path / "o.safetensors") == 0
-    ours, _ = init_from.read_checkpoint(tmp_path / "text")
+    ours, _ = sources.read_checkpoint(tmp_path / "text")
     assert_same(torch_files.load_state_dict(tmp_path / "o.safetensors"), ours)
 
 
@@ -102,7 +119,7 @@ def test_the_zoos_tar_of_a_wrapped_model_in_old_spelling(tmp_path, config, capsy
     options = {"from": "mmf", "input": tmp_path / "unit.tar.gz", "config": config}
     assert run(**options, output=tmp_path / "run") == 0
     assert "want --bn_eps=0" in capsys.readouterr().out
-    assert_same(init_from.read_checkpoint(tmp_path / "run")[0], arrays)
+    assert_same(sources.read_checkpoint(tmp_path / "run")[0], arrays)
 
 
 @pytest.mark.parametrize("source", ["mmf", "detr", "bert"])
@@ -139,7 +156,7 @@ def test_a_converted_checkpoint_is_something_to_start_from(tmp_path, config):
     np.testing.assert_array_equal(after[name], arrays[name.replace("decoders.coco", "decoder")])
     assert "queries.sst2" in report.fresh and "queries.vqa2" in report.ignored
     with pytest.raises(ValueError, match=r"epsilon 1e-05, this config's 0; set --config\.model"):
-        init_from.model_from_unit(fresh(settings), tmp_path / "run", bn_eps=0.0)
+        from_checkpoint(settings, tmp_path / "run", bn_eps=0.0)
 
 
 def test_problems_are_told_and_leave_nothing(tmp_path, config, capsys):

@@ -1,32 +1,20 @@
 """The weights a fresh run starts from (`config.init_from`).
 
 In the reference's order: the ResNet of a DETR checkpoint, a BERT as text encoder, and over both a
-whole UniT, say a COCO single-task one, whose tensors are taken where the names agree and left
-where the other model has none ("strict=False").
+whole model, say a COCO single-task one, of which what fits is taken (`transfer`).
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-import jax
 import numpy as np
-from etils import epath
-from flax import nnx
 
-from unit_jax import settings as settings_lib
-from unit_jax.interop import bert, detr, mmf, torch_files
-from unit_jax.models import flat
-from unit_jax.models.unit import Unit
-from unit_jax.runtime import checkpoints
-from unit_jax.settings import ModelSettings, Settings
-from unit_jax.tasks import TaskSpec
-
-Arrays = dict[str, np.ndarray]
+from unit_jax.interop import bert, detr, sources, torch_files, transfer
+from unit_jax.interop.sources import Arrays, naming
+from unit_jax.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +28,7 @@ class Report:
       fresh: our parameter paths of that part that it did not fill.
       ignored: its own names that have no place in the model.
       note: what else a user should know.
+      partly: our parameter paths that it filled in part.
     """
 
     part: str
@@ -48,29 +37,41 @@ class Report:
     fresh: tuple[str, ...]
     ignored: tuple[str, ...]
     note: str = ""
+    partly: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{self.part} from {self.source}: {len(self.loaded)} arrays loaded"]
-        for what, names in (("stayed fresh", self.fresh), ("ignored in it", self.ignored)):
-            if names:
-                lines.append(f"  {what}: {_grouped(names)}")
-        if self.note:
-            lines.append(f"  {self.note}")
-        return "\n".join(lines)
+        first = f"{self.part} from {self.source}: {len(self.loaded)} arrays loaded"
+        lists = {
+            "in part": self.partly,
+            "stayed fresh": self.fresh,
+            "left aside in it": self.ignored,
+        }
+        first += "".join(f", {len(names)} {what}" for what, names in lists.items() if names)
+        notes = [f"  {self.note}"] if self.note else []
+        return "\n".join(
+            [first, *notes, *(f"  {what}: {_grouped(x)}" for what, x in lists.items() if x)]
+        )
 
 
-def start_from(fresh: Mapping[str, np.ndarray], settings: Settings) -> tuple[Arrays, list[Report]]:
+def start_from(
+    fresh: Mapping[str, np.ndarray], settings: Settings, model: transfer.Model | None = None
+) -> tuple[Arrays, list[Report]]:
     """Puts the weights that `settings.init_from` names over fresh ones.
 
     Args:
       fresh: initial parameters and statistics by path.
+      model: names of labels and tokens; None = not known.
     Returns:
       The same paths, shapes and dtypes with the loaded values, and a report per source.
     Raises:
       ValueError: a file is missing, damaged, or does not fit; lists every entry that does not.
     """
     arrays, reports = dict(fresh), []
-    whole = functools.partial(model_from_unit, bn_eps=settings.model.backbone.bn_eps)
+    whole = functools.partial(
+        model_from_checkpoint,
+        model=model or transfer.Model(task_facts(settings)),
+        bn_eps=settings.model.backbone.bn_eps,
+    )
     for source, fill in (
         (settings.init_from.backbone, backbone_from_detr),
         (settings.init_from.text_encoder, text_encoder_from_bert),
@@ -80,6 +81,23 @@ def start_from(fresh: Mapping[str, np.ndarray], settings: Settings) -> tuple[Arr
             arrays, report = fill(arrays, source)
             reports.append(report)
     return arrays, reports
+
+
+def task_facts(
+    settings: Settings, labels: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, sources.TaskFacts]:
+    """What fitting weights needs to know of a config's tasks.
+
+    Args:
+      labels: names of the labels by task.
+    """
+    names = labels or {}
+    return {
+        name: sources.TaskFacts(
+            spec.index, spec.has_image, spec.has_text, tuple(names.get(name, ()))
+        )
+        for name, spec in settings.tasks.items()
+    }
 
 
 def backbone_from_detr(
@@ -112,116 +130,48 @@ def text_encoder_from_bert(
     return _fill(fresh, found, wanted, required, report)
 
 
-def model_from_unit(
-    fresh: Mapping[str, np.ndarray], path: str | os.PathLike, bn_eps: float | None = None
+def model_from_checkpoint(
+    fresh: Mapping[str, np.ndarray],
+    path: str | os.PathLike,
+    model: transfer.Model,
+    bn_eps: float | None = None,
 ) -> tuple[Arrays, Report]:
-    """A whole UniT, of other tasks perhaps: an MMF file or a checkpoint folder of ours.
-
-    What the two have in common is loaded, see `_fit_decoders` for shared and own decoders.
+    """Whatever fits of any checkpoint, of other tasks perhaps; see `transfer.fit`.
 
     Args:
-      bn_eps: epsilon of the model's frozen batch norms. A checkpoint of ours must have been made
-        with the same; an MMF file does not tell, so the report does. None = not compared.
+      path: what `sources.read` takes.
+      model: the tasks and the vocabulary of the model to fill.
+      bn_eps: epsilon of its frozen batch norms. A checkpoint of ours must have been made with the
+        same; an MMF file does not tell, so the report does. None = not compared.
     """
-    note = ""
-    if epath.Path(path).is_dir():
-        found, metadata = read_checkpoint(path)
-        ignored = []
-        saved = metadata["settings"]["model"]["backbone"]["bn_eps"]
-        if bn_eps is not None and saved != bn_eps:
-            raise ValueError(
-                f"{path}: its batch norms have epsilon {saved:g}, this config's {bn_eps:g}; set "
-                f"--config.model.backbone.bn_eps={saved:g}"
-            )
-    else:
-        state = torch_files.load_state_dict(path)
-        with naming(path):
-            found, ignored = mmf.to_ours_partly(state)
-        if bn_eps is not None:
-            note = (
-                f"its frozen batch norms get this config's epsilon, {bn_eps:g}; the files of MMF's "
-                "model zoo want --config.model.backbone.bn_eps=0"
-            )
-    found = _fit_decoders(found, fresh)
-    ignored += [name for name in found if name not in fresh]
-    found = {name: array for name, array in found.items() if name in fresh}
-    if not found:
-        raise ValueError(f"{path}: not a UniT of this shape: no parameter of it fits by name")
-    report = Report("model", str(path), (), (), tuple(ignored), note)
-    return _fill(fresh, found, fresh, (), report)
-
-
-def read_checkpoint(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:
-    """The parameters and statistics of one of our checkpoints by path, and its metadata.
-
-    Args:
-      path: a working folder (its newest step) or a step's folder.
-    Raises:
-      ValueError: there is none, or it is unreadable.
-    """
-    folder, step = checkpoints.locate(path)
-    with contextlib.closing(checkpoints.Checkpoints(folder)) as saved:
-        metadata = saved.metadata(step)
-        model, tasks = saved_settings(metadata, f"{folder / str(step)}")
-        _, params, statistics = flat.abstract(lambda: Unit(model, tasks, rngs=nnx.Rngs(0)))
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-            {"params": params, "statistics": statistics},
+    source = sources.read(path)
+    notes = list(source.notes)
+    if bn_eps is not None and source.bn_eps is None:
+        notes.append(
+            f"its frozen batch norms get this config's epsilon, {bn_eps:g}; the files of MMF's "
+            "model zoo want --config.model.backbone.bn_eps=0"
         )
-        restored, _ = saved.restore(step, target)
-    arrays = {**restored["params"], **restored["statistics"]}
-    return {name: np.asarray(array) for name, array in arrays.items()}, metadata
-
-
-def saved_settings(
-    metadata: Mapping[str, Any], where: str
-) -> tuple[ModelSettings, dict[str, TaskSpec]]:
-    """The model settings and the tasks that a checkpoint's metadata tells.
-
-    Raises:
-      ValueError: they are not there, or of another version.
-    """
-    try:
-        saved = metadata["settings"]
-        tasks = {name: TaskSpec(**values) for name, values in saved["tasks"].items()}
-        return settings_lib.build(ModelSettings, saved["model"], "model"), tasks
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{where}: its metadata lack the settings of a model ({error})") from error
-
-
-@contextlib.contextmanager
-def naming(source: str | os.PathLike) -> Iterator[None]:
-    """Puts the source's name before the message of a ValueError."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-
-
-def _fit_decoders(found: Mapping[str, np.ndarray], fresh: Mapping[str, np.ndarray]) -> Arrays:
-    """Found arrays with the decoder where the model has it: shared, or one per task.
-
-    A single own decoder becomes the shared one; a shared decoder becomes that of every task that
-    it served. The reference gets the same from names: it saves a shared decoder under its tasks'
-    names too.
-    """
-    rest = {name: array for name, array in found.items() if not name.startswith("decoder")}
-    shared = {name: array for name, array in found.items() if name.startswith("decoder.")}
-    own = {name: array for name, array in found.items() if name.startswith("decoders.")}
-    tasks = {name.split(".")[1] for name in own}
-    if any(name.startswith("decoder.") for name in fresh):
-        if len(tasks) == 1 and not shared:
-            shared, own = {f"decoder.{name.split('.', 2)[2]}": own[name] for name in own}, {}
-    elif shared:
-        served = [name.removeprefix("queries.") for name in found if name.startswith("queries.")]
-        own = {
-            f"decoders.{task}.{name.removeprefix('decoder.')}": array
-            for task in served
-            for name, array in shared.items()
-        }
-        shared = {}
-    return {**rest, **shared, **own}
+    elif bn_eps is not None and source.bn_eps != bn_eps:
+        raise ValueError(
+            f"{path}: its batch norms have epsilon {source.bn_eps:g}, this config's {bn_eps:g}; "
+            f"set --config.model.backbone.bn_eps={source.bn_eps:g}"
+        )
+    with sources.naming(path):
+        fitted = transfer.fit(source, fresh, model)
+    if not fitted.arrays:
+        raise ValueError(f"{path}: not a UniT of this shape: no parameter of it fits by name")
+    arrays = dict(fresh)
+    for name, array in fitted.arrays.items():
+        arrays[name] = np.array(array, fresh[name].dtype, order="C")  # no view of the file's
+    return arrays, Report(
+        "model",
+        f"{path} ({source.what})",
+        tuple(name for name in fitted.arrays if name not in fitted.partly),
+        tuple(name for name in fresh if name not in fitted.arrays),
+        (*source.unknown, *fitted.left),
+        "\n  ".join([*fitted.lines, *notes]),
+        fitted.partly,
+    )
 
 
 def _fill(
@@ -256,7 +206,8 @@ def _fill(
     return arrays, dataclasses.replace(report, loaded=tuple(found), fresh=left)
 
 
-def _grouped(names: Iterable[str]) -> str:
+def _grouped(names: Iterable[str], most: int = 12) -> str:
     """Names in short: counts by their first two parts."""
     counts = Counter(".".join(name.split(".")[:2]) for name in names)
-    return ", ".join(f"{name}.* ({n})" if n > 1 else name for name, n in sorted(counts.items()))
+    shown = [f"{name}.* ({n})" if n > 1 else name for name, n in sorted(counts.items())]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" * (len(shown) > most))

@@ -164,6 +164,29 @@ def import_state(state: Mapping[str, np.ndarray], expected: Mapping[str, np.ndar
       ValueError: one message with every tensor that is missing, unexpected or mis-shaped.
     """
     arrays, unknown = to_ours_partly(state)
+    return _complete(arrays, unknown, expected)
+
+
+def import_tasks(
+    state: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]
+) -> tuple[Arrays, tuple[str, ...]]:
+    """Like `import_state` for a model of fewer tasks than the file's: (arrays, the tasks that were
+    left aside)."""
+    arrays, unknown = to_ours_partly(state)
+    wanted = {_task(path) for path in expected}
+    skipped = {_task(path) for path in arrays} - wanted
+    arrays = {path: array for path, array in arrays.items() if _task(path) in wanted | {""}}
+    return _complete(arrays, unknown, expected), tuple(t for t in DATASETS if t in skipped)
+
+
+def _task(path: str) -> str:
+    """The task that one of our paths belongs to; "" = all."""
+    part, _, rest = path.partition(".")
+    return rest.partition(".")[0] if part in ("heads", "queries", "decoders") else ""
+
+
+def _complete(arrays: Arrays, unknown: list[str], expected: Mapping[str, np.ndarray]) -> Arrays:
+    """The arrays, if they are exactly those of `expected`."""
     problems = [
         f"missing: {RULES.name(path) or 'no name in MMF'} (our {path})"
         for path in expected

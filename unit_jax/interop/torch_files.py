@@ -7,6 +7,7 @@ Formats: PyTorch's zip format (1.6 and later), the stacked pickles before it, sa
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -55,14 +56,29 @@ _MOST_UNFOLDED, _ALWAYS_UNFOLDED = 20, 64 * 2**20
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 
 
+@dataclasses.dataclass(frozen=True)
+class StateDict:
+    """The weights in a checkpoint file, by name, and what a user should know of the rest."""
+
+    arrays: dict[str, np.ndarray]
+    notes: tuple[str, ...] = ()
+
+
 def load_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The weights in a checkpoint file, by name; see `open_state_dict`."""
+    return open_state_dict(path).arrays
+
+
+def open_state_dict(path: str | os.PathLike) -> StateDict:
     """The weights in a checkpoint file, by name.
 
     Takes the entry "model" of a file that holds one (as MMF and DETR write beside optimiser state
-    and arguments), else the file's own dict.
+    and arguments), or "state_dict" (PyTorch Lightning, whose modules call the network `model`, so
+    that prefix is dropped), else the file's own dict. An averaged copy of the weights that stands
+    beside them ("ema") is not taken; a note says so.
 
     Args:
-      path: .pth, .pt, .bin or .safetensors file, or a tar that holds one.
+      path: .pth, .pt, .ckpt, .bin or .safetensors file, or a tar that holds one.
     Returns:
       Names and arrays as stored (any dtype; bfloat16 as ml_dtypes.bfloat16). Arrays may be
       read-only, strided views, and share memory where the file's tensors share a storage.
@@ -70,9 +86,15 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
       ValueError: damaged file, unknown format, refused object, or entries that are no tensors;
         the message names the file.
     """
-    content = read(path)
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
+    content, notes = read(path), []
+    if isinstance(content, Mapping):
+        nested = [key for key in _NESTED if isinstance(content.get(key), Mapping)]
+        averaged = [key for key, value in content.items() if _is_averaged(key, value)]
+        if nested:
+            notes = [f"its averaged weights ({key!r}) were left aside" for key in averaged]
+            content = content[nested[0]]
+            if nested[0] == "state_dict":
+                content = {str(key).removeprefix("model."): x for key, x in content.items()}
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}, expected a dict of tensors")
     others = [str(key)[:60] for key, value in content.items() if not isinstance(value, np.ndarray)]
@@ -82,7 +104,15 @@ def load_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
             f"{path}: not a state dict: "
             + (f"these entries are no tensors: {listed}" if others else "it is empty")
         )
-    return {str(key): value for key, value in content.items()}
+    return StateDict({str(key): value for key, value in content.items()}, tuple(notes))
+
+
+# Where checkpoints keep their weights beside other things.
+_NESTED = ("model", "state_dict", "model_state_dict")
+
+
+def _is_averaged(key: Any, value: Any) -> bool:
+    return isinstance(value, Mapping) and "ema" in re.split(r"[^a-z]+", str(key).lower())
 
 
 def read(path: str | os.PathLike) -> Any:

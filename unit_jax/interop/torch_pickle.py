@@ -391,6 +391,12 @@ _CALLS: dict[str, Callable] = {
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):
     _CALLS[f"{_module}.scalar"] = _numpy_scalar
     _CALLS[f"{_module}._reconstruct"] = lambda *_: np.empty(0, np.int8)
+for _module in (  # what Lightning keeps hyper-parameters in
+    "pytorch_lightning.utilities.parsing",
+    "lightning.fabric.utilities.data",
+    "lightning_fabric.utilities.data",
+):
+    _CALLS[f"{_module}.AttributeDict"] = lambda items=(): dict(items)
 _BUILTINS = ("builtins", "__builtin__")  # the second is Python 2's name, used up to protocol 2
 for _module in _BUILTINS:
     _CALLS[f"{_module}.set"] = lambda items=(): set(map(_key, items))

@@ -88,6 +88,21 @@ class Checkpoints:
     def metadata(self, step: int) -> dict[str, Any]:
         return self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
 
+    def shapes(self, step: int) -> dict[str, dict[str, Any]]:
+        """What the item `model` holds: by group and parameter path, something with shape and dtype.
+
+        Raises:
+          ValueError: the checkpoint is unreadable.
+        """
+        try:
+            saved = self._manager.item_metadata(step)["model"]
+            return {group: dict(saved[group]) for group in ("params", "statistics")}
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            raise ValueError(
+                f"checkpoint {self.directory / str(step)} cannot be read "
+                f"({type(error).__name__}); remove that folder to fall back to an older one"
+            ) from error
+
     def restore(self, step: int, model: Any, optimizer: Any = None) -> tuple[Any, Any]:
         """Reads (model, optimizer) in the shapes, dtypes and shardings of the abstract targets.
 
@@ -120,15 +135,7 @@ class Checkpoints:
             ) from error
 
     def _check(self, step: int, target: Mapping[str, Mapping[str, Any]]) -> None:
-        try:
-            saved = self._manager.item_metadata(step)["model"]
-            saved = {group: dict(saved[group]) for group in target}
-        except Exception as error:
-            raise ValueError(
-                f"checkpoint {self.directory / str(step)} cannot be read "
-                f"({type(error).__name__}); remove that folder to fall back to an older one"
-            ) from error
-        problems = []
+        saved, problems = self.shapes(step), []
         for group, wanted in target.items():
             found = saved[group]
             problems += [f"missing: {name}" for name in sorted(set(wanted) - set(found))]

@@ -3,7 +3,7 @@
 python tools/convert_checkpoint.py --from mmf --input FILE.pth --config configs/unit.py --output DIR
 python tools/convert_checkpoint.py --to mmf --input DIR --output FILE.pth
 
---from mmf wants a whole UniT of the config's tasks (a .pth, or the model zoo's tar; the zoo's
+--from mmf wants a whole UniT of the config's tasks, and maybe of others (a .pth, or the model zoo's tar; the zoo's
 COCO model goes with configs/unit.py:coco,separate_decoders); --from detr fills the backbone and
 --from bert the text encoder (a file, a folder or a hub name) of a fresh model. The output is a
 working folder that --mode=eval and --mode=predict take as --checkpoint, and training as
@@ -27,7 +27,7 @@ from flax import nnx
 
 from unit_jax import paths
 from unit_jax import settings as settings_lib
-from unit_jax.interop import bert, detr, init_from, mmf, torch_files
+from unit_jax.interop import bert, detr, init_from, mmf, sources, torch_files
 from unit_jax.models import flat
 from unit_jax.models.unit import Unit
 from unit_jax.runtime import checkpoints
@@ -99,9 +99,10 @@ def import_checkpoint(source: str, path: str, settings: Settings, output: str) -
     }
     if source == "mmf":
         state = torch_files.load_state_dict(path)
-        with init_from.naming(path):
-            arrays = mmf.import_state(state, expected)
-        print(f"{path}: {len(state)} entries read, {len(arrays)} arrays filled, none left over")
+        with sources.naming(path):
+            arrays, skipped = mmf.import_tasks(state, expected)
+        left = f"its tasks {', '.join(skipped)} left aside" if skipped else "none left over"
+        print(f"{path}: {len(state)} entries read, {len(arrays)} arrays filled, {left}")
     else:
         fill = dict(detr=init_from.backbone_from_detr, bert=init_from.text_encoder_from_bert)
         # Zeros do to find what does not fit, before the time goes into a fresh model.
@@ -155,7 +156,7 @@ def export_checkpoint(target: str, path: str, output: str) -> None:
     if suffix not in writers or (target == "safetensors" and suffix == ".pth"):
         expected = ".safetensors" if target == "safetensors" else " or ".join(writers)
         raise ValueError(f"{output}: the name of the output should end in {expected}")
-    arrays, metadata = init_from.read_checkpoint(path)
+    arrays, metadata = sources.read_checkpoint(path)
     if target == "mmf":
         arrays = mmf.export_state(arrays, metadata["settings"]["loss"]["no_object_weight"])
     elif target == "detr":

@@ -1,0 +1,175 @@
+"""Where a model's weights can come from: what is in a checkpoint, whoever wrote it.
+
+`read` takes a checkpoint of ours (a working folder or a step's folder), a file of MMF's UniT or a
+file of DETR's, and tells its arrays by our parameter paths and the tasks that it answers.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from unit_jax.interop import coco_classes, detr, mmf, torch_files
+from unit_jax.runtime import checkpoints
+from unit_jax.tasks import PUBLISHED
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskFacts:
+    """What fitting weights needs to know of a task, of a checkpoint or of a model.
+
+    Attributes:
+      index: its row of the task-embedding tables.
+      has_image, has_text: what it reads.
+      labels: name of each label by number, "" where a number is not used; () = not told.
+    """
+
+    index: int
+    has_image: bool
+    has_text: bool
+    labels: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A checkpoint's content.
+
+    Attributes:
+      what: who wrote it, for people.
+      arrays: parameters and statistics by our paths.
+      tasks: those it answers, in its own order.
+      unknown: its names that no UniT has.
+      notes: what a user should know.
+      bn_eps: epsilon of its frozen batch norms; None = it does not tell.
+      vocabulary: SHA-256 of the vocab.txt that its token ids mean; "" = it does not tell.
+      tokens: that vocabulary's tokens; () where they are not at hand.
+      whole: the file of a UniT, whose parts must fit the model's; else parts that do not fit are
+        left aside.
+    """
+
+    what: str
+    arrays: Arrays
+    tasks: dict[str, TaskFacts]
+    unknown: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    bn_eps: float | None = None
+    vocabulary: str = ""
+    tokens: tuple[str, ...] = ()
+    whole: bool = True
+
+
+def read(path: str | os.PathLike) -> Source:
+    """The content of a checkpoint folder of ours, an MMF UniT file or a DETR file.
+
+    Raises:
+      ValueError: there is none, it is damaged, or holds something else.
+    """
+    if epath.Path(path).is_dir():
+        return _ours(path)
+    content = torch_files.open_state_dict(path)
+    with naming(path):
+        if detr.is_whole(content.arrays):
+            arrays, unknown = detr.import_whole(content.arrays)
+            tasks = {"coco": _published("coco")}
+            return Source(
+                "a DETR file", arrays, tasks, tuple(unknown), content.notes, 1e-5, whole=False
+            )
+        arrays, unknown = mmf.to_ours_partly(content.arrays)
+    tasks = {
+        name: _published(name) for name in mmf.DATASETS if any(path in arrays for path in _of(name))
+    }
+    return Source("an MMF file", arrays, tasks, tuple(unknown), content.notes)
+
+
+def read_checkpoint(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:
+    """The parameters and statistics of one of our checkpoints by path, and its metadata.
+
+    Args:
+      path: a working folder (its newest step) or a step's folder.
+    Raises:
+      ValueError: there is none, or it is unreadable.
+    """
+    folder, step = checkpoints.locate(path)
+    with contextlib.closing(checkpoints.Checkpoints(folder)) as saved:
+        metadata = saved.metadata(step)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            saved.shapes(step),
+        )
+        restored, _ = saved.restore(step, target)
+    arrays = {**restored["params"], **restored["statistics"]}
+    return {name: np.asarray(array) for name, array in arrays.items()}, metadata
+
+
+def saved_tasks(metadata: Mapping[str, Any]) -> dict[str, TaskFacts]:
+    """The tasks that the metadata of a checkpoint of ours tell, of any version."""
+    labels = metadata.get("labels", {})
+    found = {}
+    for name, values in metadata.get("settings", {}).get("tasks", {}).items():
+        # Tasks had a kind before they had inputs.
+        kind = values.get("kind") or ""
+        inputs = values.get("inputs") or {
+            "detection": ("image",),
+            "image": ("image",),
+            "vision_language": ("image", "text"),
+            "language": ("text",),
+        }.get(kind, ())
+        names = tuple(labels.get(name, ()))
+        index = int(values.get("index", 0))
+        found[name] = TaskFacts(index, "image" in inputs, "text" in inputs, names)
+    return found
+
+
+@contextlib.contextmanager
+def naming(source: str | os.PathLike) -> Iterator[None]:
+    """Puts the source's name before the message of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _ours(path: str | os.PathLike) -> Source:
+    arrays, metadata = read_checkpoint(path)
+    settings = metadata.get("settings", {})
+    vocabulary = metadata.get("data", {}).get("vocabulary", "")
+    return Source(
+        "a checkpoint of ours",
+        arrays,
+        saved_tasks(metadata),
+        bn_eps=settings.get("model", {}).get("backbone", {}).get("bn_eps"),
+        vocabulary=vocabulary,
+        tokens=_tokens(settings.get("data", {}).get("data_dir", ""), vocabulary),
+    )
+
+
+def _tokens(data_dir: str, vocabulary: str) -> tuple[str, ...]:
+    """The tokens of a checkpoint's vocabulary, where its training data are still at hand."""
+    path = pathlib.Path(data_dir, "vocab.txt")
+    if not data_dir or not vocabulary or not path.is_file():
+        return ()
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != vocabulary:
+        return ()
+    return tuple(content.decode().splitlines())
+
+
+def _published(name: str) -> TaskFacts:
+    spec = PUBLISHED[name]
+    labels = coco_classes.NAMES if name == "coco" else ()
+    return TaskFacts(spec.index, spec.has_image, spec.has_text, labels)
+
+
+def _of(task: str) -> Sequence[str]:
+    """Paths of which a model that answers the task has one."""
+    return f"queries.{task}", f"heads.{task}.labels.kernel", f"heads.{task}.classes.kernel"
