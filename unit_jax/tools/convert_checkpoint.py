@@ -3,10 +3,10 @@
 python tools/convert_checkpoint.py --from mmf --input FILE.pth --config configs/unit.py --output DIR
 python tools/convert_checkpoint.py --to mmf --input DIR --output FILE.pth
 
---from mmf wants a whole UniT of the config's tasks, and maybe of others (a .pth, or the model zoo's tar; the zoo's
-COCO model goes with configs/unit.py:coco,separate_decoders); --from detr fills the backbone and
---from bert the text encoder (a file, a folder or a hub name) of a fresh model. The output is a
-working folder that --mode=eval and --mode=predict take as --checkpoint, and training as
+--from mmf wants a whole UniT of the config's tasks, and maybe of others (a .pth, or the model
+zoo's tar; the zoo's COCO model goes with configs/unit.py:coco,separate_decoders); --from detr fills
+the backbone and --from bert the text encoder (a file, a folder or a hub name) of a fresh model. The
+output is a working folder that --mode=eval and --mode=predict take as --checkpoint, and training as
 config.init_from.model. --to mmf, detr and bert write the names of those files, --to safetensors
 ours; the file's suffix (.pth or .safetensors) decides the format.
 """
