@@ -1,5 +1,9 @@
 """Checkpoints: what is kept, what is read back, and what is refused."""
 
+import collections
+import re
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +11,9 @@ import pytest
 from etils import epath
 
 from unit_jax.runtime import checkpoints
+
+# tensorstore warns of the reads that it gives up on.
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def _model(scale: float = 1.0) -> dict:
@@ -59,17 +66,161 @@ def test_a_checkpoint_that_does_not_fit_lists_every_difference(tmp_path):
 
 
 def test_an_unreadable_checkpoint_is_named(tmp_path):
-    saved = checkpoints.Checkpoints(tmp_path)
-    saved.save(3, _model(), {})
+    saved = checkpoints.Checkpoints(tmp_path / "checkpoints")
+    for step in (2, 3):
+        saved.save(step, _model(), {})
     saved.wait()
     saved.close()
-    for path in (tmp_path / "3" / "model").rglob("*"):
+    for path in (tmp_path / "checkpoints" / "3" / "model").rglob("*"):
         if path.is_file():
             path.write_bytes(b"not a checkpoint")
-    broken = checkpoints.Checkpoints(tmp_path)
-    with pytest.raises(ValueError, match=r"checkpoint .*/3 cannot be read .* remove that folder"):
+    broken = checkpoints.Checkpoints(tmp_path / "checkpoints")
+    told = r"checkpoint .*/3 cannot be read \(.*\); others there: 2$"
+    with pytest.raises(checkpoints.Damaged, match=told) as error:
         broken.restore(3, _abstract(_model()))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
     broken.close()
+
+
+MOMENTS = {"step": jnp.asarray(7), "mu": {"a.kernel": jnp.arange(6.0) / 3}}
+
+
+def _saved(folder, steps=(2, 4, 6)) -> None:
+    saved = checkpoints.Checkpoints(folder, max_to_keep=5)
+    for step in steps:
+        saved.save(step, _model(step), {"n": step, "rate": 0.1}, MOMENTS)
+    saved.wait()
+    saved.close()
+
+
+def _newest_good(folder):
+    """(step, model, optimizer, metadata), or the error."""
+    again = checkpoints.Checkpoints(folder)
+    try:
+        step, (model, optimizer) = again.newest_good(
+            lambda step: again.restore(step, _abstract(_model()), _abstract(MOMENTS))
+        )
+        return step, model, optimizer, again.metadata(step)
+    finally:
+        again.close()
+
+
+def _files(step) -> list:
+    return sorted(path for path in step.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("three") / "checkpoints"
+    _saved(folder)
+    return folder
+
+
+def _copy(three, tmp_path):
+    return shutil.copytree(three, tmp_path / "checkpoints")
+
+
+def test_the_newest_checkpoint_damaged_the_one_before_is_taken(three, tmp_path, capsys):
+    """A file cut, files gone, the metadata or the optimizer's folder gone."""
+    folder = _copy(three, tmp_path)
+    for path in _files(folder / "6" / "model"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    step, model, _, metadata = _newest_good(folder)
+    assert (step, metadata["n"]) == (4, 4)
+    np.testing.assert_array_equal(model["params"]["a.kernel"], _model(4)["params"]["a.kernel"])
+    aside = tmp_path / "damaged_checkpoints" / "6"
+    assert _files(aside) and not (folder / "6").exists()
+    told = capsys.readouterr().out
+    assert told.startswith(f"checkpoint {folder}/6 cannot be read (")
+    assert told.endswith(f"; it is kept as {aside}; going back to step 4\n")
+
+    shutil.copytree(three / "6", folder / "6")
+    shutil.rmtree(folder / "6" / "optimizer")
+    shutil.rmtree(folder / "4" / "metadata")
+    assert _newest_good(folder)[0] == 2
+    assert {path.name for path in aside.parent.iterdir()} == {"6", "6-again", "4"}
+
+    shutil.rmtree(folder / "2" / "model")
+    with pytest.raises(checkpoints.Damaged, match="/2 cannot be read .* no other one can be read"):
+        _newest_good(folder)
+    assert (folder / "2").exists()
+
+
+def _flip(path, rng) -> None:
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("flips", [20, pytest.param(200, marks=pytest.mark.slow)])
+def test_no_flipped_bit_is_loaded(three, tmp_path, flips):
+    """In any file of the newest checkpoint: it is read as saved, or the one before is."""
+    rng, went_back = np.random.default_rng(0), 0
+    for number in range(flips):
+        folder = shutil.copytree(three, tmp_path / str(number) / "checkpoints")
+        files = [path for path in _files(folder / "6") if path.stat().st_size]
+        sizes = np.array([path.stat().st_size for path in files], float)
+        _flip(files[rng.choice(len(files), p=sizes / sizes.sum())], rng)
+        step, model, optimizer, metadata = _newest_good(folder)
+        went_back += step == 4
+        assert metadata == {"n": step, "rate": 0.1}
+        jax.tree.map(np.testing.assert_array_equal, model, _model(step))
+        jax.tree.map(np.testing.assert_array_equal, optimizer, MOMENTS)
+        shutil.rmtree(folder.parent)
+    assert went_back > flips / 10
+
+
+def test_other_numbers_in_a_readable_checkpoint_are_seen(three, tmp_path):
+    """The digests themselves: arrays of another run under the metadata of this one."""
+    folder = _copy(three, tmp_path)
+    for item in ("model", "optimizer"):
+        shutil.rmtree(folder / "6" / item)
+        shutil.copytree(folder / "4" / item, folder / "6" / item)
+    again = checkpoints.Checkpoints(folder)
+    told = "1 of its arrays are not what was saved, such as params/a.kernel"
+    with pytest.raises(checkpoints.Damaged, match=told):
+        again.restore(6, _abstract(_model()))
+    path = folder / "6" / "metadata" / "metadata"
+    path.write_text(path.read_text().replace('"rate": 0.1', '"rate": 0.2'))
+    with pytest.raises(checkpoints.Damaged, match="its metadata are not what was saved"):
+        again.metadata(6)
+    again.close()
+
+
+def test_checkpoints_without_digests_are_read(three, tmp_path):
+    folder = _copy(three, tmp_path)
+    path = folder / "6" / "metadata" / "metadata"
+    path.write_text('{"n": 6}')
+    assert _newest_good(folder)[3] == {"n": 6}
+
+
+def test_two_good_checkpoints_stay_whatever_is_asked(tmp_path):
+    saved = checkpoints.Checkpoints(tmp_path, max_to_keep=1)
+    seen = []
+    for step in (1, 2, 3):
+        saved.save(step, _model(step), {})
+        seen.append(len(checkpoints._steps(tmp_path)))
+        saved.wait()
+    saved.close()
+    assert seen[2] >= 2 and checkpoints._steps(tmp_path) == [2, 3]
+
+
+def test_room_for_the_checkpoints_to_come(three, tmp_path, monkeypatch):
+    state = {"x": jax.ShapeDtypeStruct((1000, 1000), jnp.float32)}
+    saved = checkpoints.Checkpoints(tmp_path / "run" / "checkpoints")
+    usage = collections.namedtuple("usage", "free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(16_000_000))
+    saved.check_room(state, max_to_keep=2)
+    told = (
+        "has 16.0 MB free, 5 checkpoints (train.max_to_keep=3, the best, and one being written) of "
+        "4.0 MB need 4.0 MB more"
+    )
+    with pytest.raises(ValueError, match=re.escape(told)):
+        saved.check_room(state, max_to_keep=3)
+    (tmp_path / "run" / "checkpoints" / "3").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "3" / "x").write_bytes(bytes(4_000_000))
+    saved.check_room(state, max_to_keep=3)  # what is there already counts
+    saved.close()
 
 
 def test_locate(tmp_path):

@@ -2,12 +2,19 @@
 
 `model` holds {"params", "statistics"}, flat dicts from parameter path to array; `optimizer` the
 optimiser's state, whose step is the data position too; `metadata` (JSON) the config used, the
-label counts and what else a reader needs to rebuild the model.
+label counts and what else a reader needs to rebuild the model, and the digests of all arrays and of
+itself, which are compared when it is read.
 """
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Mapping
-from typing import Any
+import logging as python_logging
+import math
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,10 +24,22 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from unit_jax import paths
+from unit_jax.runtime import digests, distributed
 
 FOLDER = "checkpoints"
 COMMITTED = "commit_success.txt"  # orbax's, in step folders of a bucket
 REMEDY = "give a working folder, its checkpoints folder or one of the step folders in it"
+_DIGESTS, _CHECKSUM = "digests", "sha256"  # in the metadata: of arrays by item, and of all the rest
+
+T = TypeVar("T")
+
+
+class Damaged(ValueError):
+    """A checkpoint that cannot be read, or that holds other numbers than were saved."""
+
+
+class NotWritten(ValueError):
+    """A checkpoint could not be written; the message says which older one is safe."""
 
 
 class Checkpoints:
@@ -28,15 +47,17 @@ class Checkpoints:
 
     Args:
       directory: folder of the step folders; made when the first one is saved.
-      max_to_keep: how many of the newest stay.
+      max_to_keep: how many of the newest stay; two at least, as one may turn out damaged.
       best_metric: key in the metrics given to `save`; the checkpoint with the highest stays too.
     """
 
     def __init__(self, directory: epath.PathLike, max_to_keep: int = 5, best_metric: str = ""):
         # orbax reports each folder it looks at; a run's terminal is for the run.
-        logging.get_absl_logger().setLevel("ERROR")
+        # What fails is told once, by `_writing`.
+        logging.get_absl_logger().setLevel("CRITICAL")
+        python_logging.getLogger("asyncio").setLevel("CRITICAL")
         self.directory = epath.Path(directory)
-        policies = [preservation_policy.LatestN(max_to_keep)]
+        policies = [preservation_policy.LatestN(max(max_to_keep, 2))]
         if best_metric:
             policies.append(
                 preservation_policy.BestN(
@@ -61,6 +82,40 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
+    def newest_good(self, read: Callable[[int], T]) -> tuple[int, T]:
+        """(step, read(step)) of the newest checkpoint that is not damaged.
+
+        Newer ones that are damaged are kept aside, as `<workdir>/damaged_checkpoints/<step>`, and
+        named. Every process must ask.
+
+        Raises:
+          Damaged: all of them are; nothing was moved.
+          ValueError: `read` raised another one.
+        """
+        bad: list[tuple[int, Damaged]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                found = read(step)
+            except Damaged as error:
+                bad.append((step, error))
+                continue
+            for worse, reason in bad:
+                self._set_aside(worse, reason, step)
+            return step, found
+        aside = f"move {self.directory} away to start afresh"
+        raise Damaged(f"{bad[0][1]}; no other one can be read; {aside}") from bad[0][1]
+
+    def _set_aside(self, step: int, reason: Damaged, good: int) -> None:
+        aside = self.directory.parent / "damaged_checkpoints" / str(step)
+        if distributed.is_first():
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            while aside.exists():
+                aside = aside.with_name(aside.name + "-again")
+            (self.directory / str(step)).rename(aside)
+            print(f"{reason}; it is kept as {aside}; going back to step {good}")
+        distributed.any_process(False)  # all see it moved
+        self._manager.reload()
+
     def save(
         self,
         step: int,
@@ -69,69 +124,155 @@ class Checkpoints:
         optimizer: Any = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
-        """Writes one checkpoint (in the background); a step that exists already is left alone."""
+        """Writes one checkpoint (in the background); a step that exists already is left alone.
+
+        Raises:
+          NotWritten: this one, or the one before, could not be written.
+        """
         if step in self._manager.all_steps():
             return
-        items = dict(
-            model=ocp.args.StandardSave(dict(model)), metadata=ocp.args.JsonSave(dict(metadata))
-        )
-        if optimizer is not None:
-            items["optimizer"] = ocp.args.StandardSave(optimizer)
-        self._manager.save(
-            step, args=ocp.args.Composite(**items), metrics=dict(metrics) if metrics else None
-        )
+        arrays = {"model": dict(model)} | ({} if optimizer is None else {"optimizer": optimizer})
+        metadata = {**metadata, _DIGESTS: {k: digests.of_tree(v) for k, v in arrays.items()}}
+        metadata[_CHECKSUM] = _checksum(metadata)
+        items = {name: ocp.args.StandardSave(value) for name, value in arrays.items()}
+        items["metadata"] = ocp.args.JsonSave(metadata)
+        with self._writing(_bytes(arrays)):
+            self._manager.save(
+                step, args=ocp.args.Composite(**items), metrics=dict(metrics) if metrics else None
+            )
+
+    def check_room(self, state: Any, max_to_keep: int) -> None:
+        """Before training: whether the disk has room for the checkpoints to come.
+
+        Args:
+          state: what a checkpoint holds: arrays, or shapes and dtypes of them.
+          max_to_keep: how many of the newest stay; the best and the one being written are more.
+
+        Raises:
+          ValueError: it has not; says how much is missing.
+        """
+        if paths.is_remote(self.directory):
+            return
+        one, count = _bytes(state), max_to_keep + 2
+        free, existing = _free(self.directory), _on_disk(self.directory)
+        if (missing := one * count - existing - free) > 0:
+            raise ValueError(
+                f"the disk of {self.directory} has {_megabytes(free)} free, {count} checkpoints "
+                f"(train.max_to_keep={max_to_keep}, the best, and one being written) of "
+                f"{_megabytes(one)} need {_megabytes(missing)} more; free some, lower "
+                "train.max_to_keep, or give another --workdir"
+            )
 
     def has_optimizer(self, step: int) -> bool:
-        """Whether training can go on from it; a converted checkpoint holds a model only."""
-        return (self.directory / str(step) / "optimizer").exists()
+        """Whether training can go on from it; a converted checkpoint holds a model only.
+
+        Raises:
+          Damaged: it was saved with an optimiser's state, which is gone.
+        """
+        found = (self.directory / str(step) / "optimizer").exists()
+        if not found and "optimizer" in self._raw_metadata(step).get(_DIGESTS, {}):
+            raise self._damaged(step, "its optimizer folder is gone")
+        return found
 
     def metadata(self, step: int) -> dict[str, Any]:
-        return self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
+        """What was saved as metadata.
+
+        Raises:
+          Damaged: it cannot be read, or is not what was saved.
+        """
+        found = self._raw_metadata(step)
+        return {name: found[name] for name in found if name not in (_DIGESTS, _CHECKSUM)}
 
     def shapes(self, step: int) -> dict[str, dict[str, Any]]:
         """What the item `model` holds: by group and parameter path, something with shape and dtype.
 
         Raises:
-          ValueError: the checkpoint is unreadable.
+          Damaged: the checkpoint is unreadable.
         """
         try:
             saved = self._manager.item_metadata(step)["model"]
             return {group: dict(saved[group]) for group in ("params", "statistics")}
         except Exception as error:  # orbax and tensorstore raise many kinds
-            raise ValueError(
-                f"checkpoint {self.directory / str(step)} cannot be read "
-                f"({type(error).__name__}); remove that folder to fall back to an older one"
-            ) from error
+            raise self._damaged(step, _in_short(error)) from error
 
     def restore(self, step: int, model: Any, optimizer: Any = None) -> tuple[Any, Any]:
-        """Reads (model, optimizer) in the shapes, dtypes and shardings of the abstract targets.
+        """Reads (model, optimizer) in the shapes, dtypes and shardings of the abstract targets, and
+        compares digests; every process must ask.
 
         Raises:
-          ValueError: the checkpoint is unreadable, or lists every parameter that it lacks, has
-            beyond the target, or holds in another shape.
+          Damaged: the checkpoint is unreadable, or holds other numbers than were saved.
+          ValueError: lists every parameter that it lacks, has beyond the target, or holds in
+            another shape.
         """
+        saved = self._raw_metadata(step).get(_DIGESTS, {})  # older checkpoints have none
         self._check(step, model)
         items = dict(model=ocp.args.StandardRestore(model))
         if optimizer is not None:
             items["optimizer"] = ocp.args.StandardRestore(optimizer)
         restored = self._restore(step, **items)
+        for item in items:
+            found = digests.of_tree(restored[item])
+            if wrong := digests.differences(saved.get(item, {}), found):
+                raise self._damaged(
+                    step, f"{len(wrong)} of its arrays are not what was saved, such as {wrong[0]}"
+                )
         return restored["model"], restored["optimizer"] if optimizer is not None else None
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything saved is on disk.
+
+        Raises:
+          NotWritten: something could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        """As `wait`; nothing can be saved afterwards."""
+        with self._writing():
+            self._manager.close()
+
+    def _raw_metadata(self, step: int) -> dict[str, Any]:
+        found = self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
+        rest = {name: value for name, value in found.items() if name != _CHECKSUM}
+        if found.get(_CHECKSUM, _checksum(rest)) != _checksum(rest):
+            raise self._damaged(step, "its metadata are not what was saved")
+        return found
 
     def _restore(self, step: int, **items: Any) -> Any:
+        restored = problem = None
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:  # orbax and tensorstore raise many kinds
-            raise ValueError(
-                f"checkpoint {self.directory / str(step)} cannot be read "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
-                "remove that folder to fall back to an older one"
+            problem = error
+        if problem is not None and "RESOURCE_EXHAUSTED" in str(problem):
+            raise problem  # no room on the devices; the checkpoint is as good as it was
+        if distributed.any_process(problem is not None):
+            raise self._damaged(step, _in_short(problem)) from problem
+        return restored
+
+    def _damaged(self, step: int, reason: str) -> Damaged:
+        others = ", ".join(str(other) for other in _steps(self.directory) if other != step)
+        told = f"checkpoint {self.directory / str(step)} cannot be read ({reason})"
+        return Damaged(f"{told}; others there: {others or 'none'}")
+
+    @contextlib.contextmanager
+    def _writing(self, size: int = 0) -> Iterator[None]:
+        """What orbax raises of a write, now or in the background, becomes one line."""
+        try:
+            yield
+        except Exception as error:  # orbax, tensorstore and file systems raise many kinds
+            room = ""
+            if not paths.is_remote(self.directory):
+                free = _free(self.directory)
+                room = f"; {_megabytes(free)} are free on its disk"
+                if size > free:
+                    room += f", {_megabytes(size - free)} too little for one"
+            safe = _steps(self.directory)
+            newest = f"{self.directory / str(max(safe))} is safe" if safe else "there is none yet"
+            raise NotWritten(
+                f"a checkpoint could not be written to {self.directory} "
+                f"({_in_short(error)}{room}); {newest}; make room and start again"
             ) from error
 
     def _check(self, step: int, target: Mapping[str, Mapping[str, Any]]) -> None:
@@ -179,12 +320,44 @@ def _steps(folder: epath.Path) -> list[int]:
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if path.name.isdigit()]
-    return [int(path.name) for path in found if _is_finished(path)]
+    return sorted(int(path.name) for path in found if _is_finished(path))
 
 
 def _is_finished(step: epath.Path) -> bool:
     """On disk a checkpoint is renamed when it is whole; in a bucket it gets a file that says so."""
     return (step / (COMMITTED if paths.is_remote(step) else "metadata")).exists()
+
+
+def _checksum(metadata: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+
+
+def _in_short(error: Exception | None) -> str:
+    """One line of bounded length about an error; None is one on another process."""
+    if error is None:
+        return "another process could not"
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _bytes(tree: Any) -> int:
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+
+
+def _free(folder: epath.Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _on_disk(folder: epath.Path) -> int:
+    files = (path for path in pathlib.Path(folder).rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 def jsonable(value: Any) -> Any:

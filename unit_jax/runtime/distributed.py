@@ -288,6 +288,13 @@ def _gather(x: np.ndarray) -> np.ndarray:
     return np.asarray(multihost_utils.process_allgather(x))
 
 
+def gather_bytes(x: np.ndarray) -> np.ndarray:
+    """[processes, ...]: what each process gave, of any dtype to the bit."""
+    own = np.ascontiguousarray(x)
+    gathered = _gather(own.reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(gathered).view(x.dtype).reshape(-1, *x.shape)
+
+
 def _listed(indices) -> str:
     return ", ".join(map(str, indices))
 

@@ -23,35 +23,42 @@ from unit_jax.training.step import TrainState, TrainStep
 
 
 def start(run: run_lib.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints) -> TrainState:
-    """The newest checkpoint's state, or that of a fresh run.
+    """The newest good checkpoint's state, or that of a fresh run.
 
     Raises:
-      ValueError: the checkpoint is unreadable, belongs to another model or other data, or was
-        not left by training; or a file of `init_from` is missing or does not fit.
+      ValueError: no checkpoint can be read, or the newest belongs to another model or other data,
+        or was not left by training; or a file of `init_from` is missing or does not fit.
     """
-    newest = checkpoints.latest_step()
-    if newest is None:
+    if checkpoints.latest_step() is None:
         model = run.initial_model()
         moments = jax.eval_shape(optimizer.init, model["params"])
         init = jax.jit(optimizer.init, out_shardings=partitioning.shardings(moments, run.mesh))
         return TrainState(**model, optimizer=init(model["params"]))
-    _check(run, checkpoints)
-    if not checkpoints.has_optimizer(newest):
-        raise ValueError(
-            f"{checkpoints.directory}/{newest} holds weights but no state of training: start from "
-            f"it in another --workdir, with --config.init_from.model={checkpoints.directory.parent}"
-        )
-    model = run.abstract_model()
-    moments = partitioning.abstract(jax.eval_shape(optimizer.init, model["params"]), run.mesh)
-    model, moments = checkpoints.restore(newest, model, moments._asdict())
+    target = abstract_state(run, optimizer)
+
+    def read(step: int) -> TrainState:
+        run.check_metadata(checkpoints.metadata(step), f"{checkpoints.directory}/{step}")
+        if not checkpoints.has_optimizer(step):
+            raise ValueError(
+                f"{checkpoints.directory}/{step} holds weights but no state of training: start "
+                "from it in another --workdir, with --config.init_from.model="
+                f"{checkpoints.directory.parent}"
+            )
+        model = {"params": target.params, "statistics": target.statistics}
+        model, moments = checkpoints.restore(step, model, target.optimizer._asdict())
+        return TrainState(**model, optimizer=optim.OptimizerState(**moments))
+
+    step, state = checkpoints.newest_good(read)
     if distributed.is_first():
-        print(f"continuing from step {newest} in {checkpoints.directory}")
-    return TrainState(**model, optimizer=optim.OptimizerState(**moments))
+        print(f"continuing from step {step} in {checkpoints.directory}")
+    return state
 
 
-def _check(run: run_lib.Run, checkpoints: Checkpoints) -> None:
-    newest = checkpoints.latest_step()
-    run.check_metadata(checkpoints.metadata(newest), f"{checkpoints.directory}/{newest}")
+def abstract_state(run: run_lib.Run, optimizer: optim.Optimizer) -> TrainState:
+    """Shapes, dtypes and shardings of what a run remembers."""
+    model = run.abstract_model()
+    moments = jax.eval_shape(optimizer.init, model["params"])
+    return TrainState(**model, optimizer=partitioning.abstract(moments, run.mesh))
 
 
 def train(
@@ -70,12 +77,13 @@ def train(
         workdir / FOLDER, settings.max_to_keep, run_lib.best_metric(run.settings)
     )
     with contextlib.closing(checkpoints):
-        if checkpoints.latest_step() == settings.steps:
-            _check(run, checkpoints)
-            if (workdir / report.FILE).exists():
-                if distributed.is_first():
-                    report.show(workdir)
-                return 0
+        if checkpoints.latest_step() == settings.steps and (workdir / report.FILE).exists():
+            where = f"{checkpoints.directory}/{settings.steps}"
+            run.check_metadata(checkpoints.metadata(settings.steps), where)
+            if distributed.is_first():
+                report.show(workdir)
+            return 0
+        checkpoints.check_room(abstract_state(run, optimizer), settings.max_to_keep)
         state, found = start(run, optimizer, checkpoints), None
         step = int(state.optimizer.step)
         train_step = TrainStep(run.graph, run.settings, optimizer, run.mesh)
