@@ -55,7 +55,9 @@ class Journal:
         reporting, stopped, failed or finished; facts stay until they are given again."""
         self._status.update(facts, state=state, time=time.time())
         if distributed.is_first():
-            _try(lambda: _replace(self._workdir / STATUS, json.dumps(self._status) + "\n"))
+            _try(
+                lambda: paths.replace_text(self._workdir / STATUS, json.dumps(self._status) + "\n")
+            )
 
 
 def read_status(workdir: epath.Path) -> dict[str, Any]:
@@ -70,15 +72,6 @@ def read_status(workdir: epath.Path) -> dict[str, Any]:
 def _append(path: epath.Path, line: str) -> None:
     with path.open("a") as file:
         file.write(line + "\n")
-
-
-def _replace(path: epath.Path, text: str) -> None:
-    if paths.is_remote(path):  # objects are replaced whole anyway
-        path.write_text(text)
-        return
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    new.replace(path)
 
 
 def _try(write) -> None:
