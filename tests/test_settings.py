@@ -1,9 +1,25 @@
-"""Configs: every mistake is found at the start, all of them at once."""
+"""Settings: every mistake is found at the start, all of them at once."""
+
+import dataclasses
+import itertools
 
 import pytest
 
 from configs import demo, unit
-from unit_jax import settings
+from unit_jax import fields, settings
+
+
+def problems_of(config: dict, **changes) -> str:
+    """What `from_config` says of a config after changes by dotted key ("__" for a dot)."""
+    for key, value in changes.items():
+        *groups, last = key.split("__")
+        node = config
+        for group in groups:
+            node = node[group]
+        node[last] = value
+    with pytest.raises(ValueError) as error:
+        settings.from_config(config)
+    return str(error.value)
 
 
 def test_the_configs_and_their_variants_are_valid():
@@ -13,53 +29,131 @@ def test_the_configs_and_their_variants_are_valid():
         "coco", "visual_genome", "vqa2", "snli_ve", "qnli", "mnli", "qqp", "sst2"
     ]  # fmt: skip
     assert paper.model.decoder.shared
-    separate = settings.from_config(unit.get_config("separate_decoders,no_task_embedding"))
-    assert not separate.model.decoder.shared and not separate.model.image_encoder.task_embedding
-    settings.from_config(demo.get_config())
     single = settings.from_config(unit.get_config("coco,separate_decoders"))
     assert list(single.tasks) == ["coco"] and not single.model.decoder.shared
 
 
-def test_a_file_is_read_with_changes(tmp_path):
-    path = tmp_path / "mine.py"
-    path.write_text("from configs.unit import get_config")
-    for file in ("configs/unit.py", path):
-        found = settings.read(f"{file}:coco", {"train.batch_size": 8, "mesh.fsdp": 2})
-        assert list(found.tasks) == ["coco"]
-        assert found.train.batch_size == 8 and found.mesh.fsdp == 2
-        with pytest.raises(ValueError, match="mesh.pipeline: unknown key"):
-            settings.read(str(file), {"mesh.pipeline": 2})
-        with pytest.raises(ValueError, match="modle.dropout: .* no group of settings 'modle'"):
-            settings.read(str(file), {"modle.dropout": 0.0})
-    with pytest.raises(ValueError, match="none.py: no such file"):
-        settings.read("none.py")
+@pytest.mark.parametrize("config", [unit, demo])
+def test_every_variant_of_every_config_does_what_it_says(config):
+    for count in range(3):
+        for chosen in itertools.combinations(["separate_decoders", "no_task_embedding"], count):
+            made = settings.from_config(config.get_config(",".join([*chosen, "qqp", "coco"])))
+            assert made.model.decoder.shared == ("separate_decoders" not in chosen)
+            for encoder in (made.model.image_encoder, made.model.text_encoder):
+                assert encoder.task_embedding == ("no_task_embedding" not in chosen)
+            assert list(made.tasks) == ["coco", "qqp"]
+
+
+def test_the_defaults_are_the_papers_values():
+    paper = settings.from_config(unit.values())
+    tasks = {name: dict(ratio=ratio) for name, ratio in paper.ratios.items()}
+    made = settings.from_config(dict(tasks=tasks))
+    figures = made.report.paper | paper.report.paper
+    assert (
+        dataclasses.replace(made, report=dataclasses.replace(made.report, paper=figures)) == paper
+    )
+    # SPEC.md sections 7 and 8.
+    assert made.optimizer == settings.OptimizerSettings(
+        "adam_w",
+        5e-5,
+        1e-5,
+        0.9,
+        0.999,
+        1e-8,
+        1e-4,
+        0.1,
+        2000,
+        ("backbone.conv1", "backbone.layer1"),
+    )
+    assert (made.train.steps, made.train.batch_size) == (500_000, 64)
+    assert made.model.text_encoder == settings.TextEncoderSettings(
+        30522, 768, 12, 12, 3072, 512, True, 256, tied_fresh_keys=False
+    )
+    assert made.model.decoder == settings.DecoderSettings(768, 6, True)
+    assert made.model.image_encoder == settings.ImageEncoderSettings(256, 6, True, True, 256)
+
+
+def test_every_setting_says_what_it_does():
+    for name, (_, field) in fields.leaves(settings.Settings).items():
+        assert fields.about(field).text, name
 
 
 def test_unknown_variant_is_named():
-    with pytest.raises(ValueError, match="unknown variant 'separate'; known: separate_decoders"):
+    with pytest.raises(ValueError, match="'separate'; did you mean separate_decoders?"):
         unit.get_config("separate")
+    with pytest.raises(ValueError, match=r"'cocoo'; did you mean coco\? \(known: separate_"):
+        demo.get_config("cocoo")
 
 
 def test_all_mistakes_are_listed_with_their_place():
-    config = unit.values()
-    config["model"]["decoder"]["depth"] = 6
-    config["train"]["steps"] = "many"
-    config["loss"]["matcher"] = "auction"
-    del config["optimizer"]["eps"]
-    config["data"]["buckets"] = ((800, 1088), (800,))
-    config["tasks"]["coco"]["queries"] = 5
-    with pytest.raises(ValueError) as error:
-        settings.from_config(config)
-    message = str(error.value)
+    told = problems_of(
+        unit.values(),
+        model__decoder__depth=6,
+        train__steps="many",
+        loss__matcher="auction",
+        data__buckets=((800, 1088), (800,)),
+        tasks__coco__queries=5,
+        modle={},
+        batch_size=3,
+        optimizer=[],
+    )
     for expected in (
-        "config.model.decoder.depth: unknown key; known here: width, layers, shared",
+        "config.model.decoder.depth: unknown key (known here: width, layers, shared)",
         "config.train.steps: expected int, got 'many'",
         "config.loss.matcher: 'auction' is not one of 'scipy', 'device'",
-        "config.optimizer.eps: missing",
         "config.data.buckets[1]: expected 2 values, got (800,)",
-        "config.tasks.coco: unknown key(s) queries",
+        "config.tasks.coco",
+        "config.modle: unknown key; did you mean model?",
+        "config.batch_size: unknown key; did you mean config.train.batch_size?",
+        "config.optimizer: expected a group of settings, got []",
     ):
-        assert expected in message
+        assert expected in told
+    assert len(told.splitlines()) == 9
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("data__flip_probability", 5, "5 is out of range: at least 0 and at most 1"),
+        ("optimizer__learning_rate", -1e-4, "-0.0001 is out of range: at least 0"),
+        ("optimizer__learning_rate", float("nan"), "nan is out of range"),
+        ("optimizer__clip_norm", 0.0, "0 is out of range: above 0"),
+        ("optimizer__b1", 1.0, "1 is out of range: at least 0 and below 1"),
+        ("model__decoder__layers", 0, "0 is out of range: at least 1"),
+        ("model__decoder__shared", 1, "expected True or False, got 1"),
+        ("model__dtype", "bf16", "did you mean bfloat16?"),
+        ("model__heads", 7, "config.model.image_encoder.width: 256 does not split"),
+        ("data__train_short_sides", (), "expected 1 or more values, got ()"),
+        ("data__train_short_sides", (480, 0), "[1]: 0 is out of range: at least 1"),
+        ("data__crop_min", 700, "700 is more than config.data.crop_max = 600"),
+        ("train__batch_size", 5.5, "expected int, got 5.5"),
+        ("train__batch_size", True, "expected int, got True"),
+        ("train__best_metric", "vqa/accuracy", "there is no task vqa; did you mean vqa2?"),
+        ("train__best_metric", "accuracy", 'write "task/metric"'),
+        ("report__papper", {}, "unknown key; did you mean paper?"),
+        ("report__paper", {"coco/AP": "high"}, ".coco/AP: expected float, got 'high'"),
+        ("tasks__coco__ratio", -1, "-1 is out of range: at least 0"),
+    ],
+)
+def test_what_cannot_be_is_refused(key, value, expected):
+    told = problems_of(unit.values(), **{key: value})
+    assert (
+        "\n" not in told.replace("config.model.decoder.width: 768 does not", "", 1) or "7" in told
+    )
+    assert expected in told and "\\" not in told
+
+
+def test_tasks_do_not_share_a_row_of_the_embeddings():
+    flowers = dict(kind="vision_language", index=3, num_queries=25, num_labels=7)
+    config = unit.values("vqa2")
+    told = problems_of(config, tasks__flowers=flowers)
+    assert "config.tasks.flowers.index: vqa2 and flowers have the same row" in told
+    assert "such as 2" in told
+    told = problems_of(config, tasks__flowers=flowers | dict(index=256))
+    assert "config.tasks.flowers.index: 256 is beyond the task embedding's 256 rows" in told
+    settings.from_config(config | dict(tasks=dict(flowers=flowers | dict(index=255))))
+    told = problems_of(config, tasks__flowers=flowers | dict(index=255, max_tokens=513))
+    assert "max_tokens: 513 is more than config.model.text_encoder.max_positions = 512" in told
 
 
 def test_a_task_of_ones_own():
@@ -70,8 +164,15 @@ def test_a_task_of_ones_own():
     found = settings.from_config(config)
     assert found.tasks["flowers"].num_labels == 7 and found.ratios == {"flowers": 2.0}
     config["tasks"] = {"flowers": dict(index=10)}
-    with pytest.raises(ValueError, match="must give kind, index, num_queries and num_labels"):
+    with pytest.raises(ValueError, match="must give kind"):
         settings.from_config(config)
     config["tasks"] = {}
     with pytest.raises(ValueError, match="no task is selected"):
         settings.from_config(config)
+
+
+def test_the_nearest_name():
+    assert fields.nearest("bf16", ("float32", "bfloat16", "float16")) == "bfloat16"
+    assert fields.nearest("vison", ("language", "vision_language", "vision")) == "vision"
+    assert fields.nearest("Stepz", ("steps", "seed")) == "steps"
+    assert fields.nearest("weather", ("steps", "seed")) is None

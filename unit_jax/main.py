@@ -4,11 +4,16 @@ import os
 import sys
 
 from absl import app, flags, logging
-from ml_collections import config_flags
 
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Settings: a file with get_config(), e.g. configs/unit.py[:variant]."
+from unit_jax import config_files
+
+CONFIG = flags.DEFINE_string(
+    "config",
+    None,
+    "Settings: FILE.py[:ARGUMENT] with get_config(), e.g. configs/unit.py:separate_decoders. "
+    "--config.KEY=VALUE changes one, e.g. --config.train.steps=1000.",
 )
+CHANGES: dict[str, str] = {}  # by --config.KEY=VALUE
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, logs and reports.")
 MODE = flags.DEFINE_enum(
     "mode",
@@ -26,10 +31,16 @@ def main(argv: list[str]) -> int:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)  # libraries' notes are not for the terminal
-    # Imported late: `--help` should not wait for JAX.
+    try:
+        settings = config_files.read(CONFIG.value, CHANGES)
+    except ValueError as error:
+        given = [f"--config={CONFIG.value}", *(f"--config.{k}={v}" for k, v in CHANGES.items())]
+        named = "" if str(error).startswith("--config") else f"{' '.join(given)}: "
+        print(f"error: {named}{error}", file=sys.stderr)
+        return 1
+    # Imported late: `--help` and mistakes should not wait for JAX.
     from unit_jax import paths
     from unit_jax import run as run_lib
-    from unit_jax import settings as settings_lib
     from unit_jax.evaluation import evaluate, submissions
     from unit_jax.runtime import checkpoints, distributed
     from unit_jax.training import compilation, loop
@@ -41,7 +52,6 @@ def main(argv: list[str]) -> int:
                 f"--checkpoint={CHECKPOINT.value}: training goes on from --workdir; to start from "
                 "another checkpoint's weights use --config.init_from.model"
             )
-        settings = settings_lib.from_config(CONFIG.value)
         workdir = paths.from_flag("--workdir", WORKDIR.value)
         checkpoint = paths.from_flag("--checkpoint", CHECKPOINT.value or WORKDIR.value)
         distributed.initialize(settings.distributed)
@@ -50,7 +60,7 @@ def main(argv: list[str]) -> int:
                 fresh = training and not checkpoints.exist(workdir)
                 if not training:
                     checkpoints.locate(checkpoint)
-            run = run_lib.open_run(CONFIG.value, needs_initial_weights=fresh)
+            run = run_lib.open_run(settings, needs_initial_weights=fresh)
         distributed.check_workdir(workdir)
         command = {"--mode": MODE.value, "--checkpoint": str(checkpoint), "--split": SPLIT.value}
         distributed.check_agreement({**command, **run.facts()})
@@ -69,13 +79,10 @@ def main(argv: list[str]) -> int:
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """Reads the flags; what is wrong with the config's is told in one line."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-        given = " ".join(word for word in argv if word.startswith("--config"))
-        reason = " ".join(str(error.args[-1]).replace(r"\n", " ").split()).strip("\"'")
-        sys.exit(f"error: {given}: unknown key or value: {reason}")
+    """Reads the flags; those of single settings are kept for the config."""
+    argv, changes = config_files.split_flags(argv)
+    CHANGES.update(changes)
+    return app.parse_flags_with_usage(argv)
 
 
 def run() -> None:

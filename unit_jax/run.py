@@ -5,6 +5,7 @@ All that can be wrong with config, data, weights and devices is found here, befo
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +23,7 @@ from unit_jax.models import flat
 from unit_jax.models.flat import Flat
 from unit_jax.models.unit import Unit
 from unit_jax.runtime import checkpoints, distributed, partitioning
-from unit_jax.settings import Settings
+from unit_jax.settings import ModelSettings, Settings
 from unit_jax.training import step as train_step
 
 DEMO = "no data at hand? `make demo` generates its own and trains on it"
@@ -116,9 +117,9 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """What all processes of a run must have alike: settings, and the data's description."""
         made = self.metadata()["settings"]
-        del made["distributed"]
-        for own in ("data_dir", "vocabulary", "num_workers", "num_threads", "prefetch"):
-            del made["data"][own]  # may differ from machine to machine
+        for name in settings_lib.names(Settings, "local"):  # may differ from machine to machine
+            *groups, last = name.split(".")
+            del functools.reduce(dict.__getitem__, groups, made)[last]
         return {
             **{f"config.{name}": value for name, value in made.items()},
             "prepared data": self.data.manifest,
@@ -133,7 +134,7 @@ class Run:
             for difference in _differences(
                 made, checkpoints.jsonable(dataclasses.asdict(self.settings.model))
             )
-            if difference[0] not in _FREE_TO_CHANGE
+            if difference[0] not in settings_lib.names(ModelSettings, "free")
         ]
         if differences:
             told = "; ".join(
@@ -159,11 +160,11 @@ class Run:
                 )
 
 
-def open_run(config: Mapping[str, Any], needs_initial_weights: bool = False) -> Run:
+def open_run(config: Mapping[str, Any] | Settings, needs_initial_weights: bool = False) -> Run:
     """Checks a config against data, weights and devices and returns the run it describes.
 
     Args:
-      config: nested config, as `configs/*.py` return it.
+      config: settings, or a nested config as `configs/*.py` return it.
       needs_initial_weights: a fresh run: the files of `init_from` must be there.
 
     Raises:
@@ -259,20 +260,6 @@ def _training_images(run: Run, count: int):
             if sum(len(x) for x in same) >= count or len(same) < len(images):
                 break
     return np.concatenate(same)[:count], np.concatenate(sizes[: len(same)])[:count]
-
-
-# What may change in the model from one run of a checkpoint to the next.
-_FREE_TO_CHANGE = (
-    "backbone.calibrate",
-    "dropout",
-    "attention_dropout",
-    "mask_padding",
-    "classify_all_layers",
-    "rematerialise",
-    "scan_layers",
-    "attention",
-    "dtype",
-)
 
 
 def _differences(old: Mapping, new: Mapping, prefix: str = "") -> list[tuple[str, Any, Any]]:

@@ -1,325 +1,499 @@
-"""Every setting, typed. A config file is turned into `Settings` once, at the border.
+"""Every setting: its type, its default (the paper's value), its limits and what it does.
 
-The classes hold no defaults on purpose: `configs/unit.py` is the one place that lists the paper's
-values, and other configs change some of them.
+Configs change some of them, flags some more (`--config.train.steps=5`); `from_config` checks all
+and names everything that is wrong at once. `docs/configuration.md` shows them as tables, with the
+settings of a task (`unit_jax/tasks.py`).
 """
 
 import dataclasses
-import os
-import pathlib
-import runpy
-import sys
-import types
-import typing
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from unit_jax import fields
 from unit_jax import tasks as tasks_lib
+from unit_jax.fields import group, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class BackboneSettings:
-    depths: tuple[int, ...]  # bottleneck blocks per stage
-    width: int  # channels of the stem; stage s has width * 2**s, times 4 at its output
-    dilation: bool  # last stage dilated instead of strided (stride 16 overall, "DC5")
-    bn_eps: float  # 1e-5; 0 for checkpoints trained with torchvision 0.7 (the MMF zoo)
-    calibrate: int  # training images that set the batch-norm statistics before step 0; 0 = off
+    """The ResNet."""
+
+    depths: tuple[int, ...] = setting(
+        (3, 4, 6, 3), "bottleneck blocks of the four stages", low=1, items=4
+    )
+    width: int = setting(
+        64, "channels of the stem; stage s has width * 2**s, times 4 at its output", low=1
+    )
+    dilation: bool = setting(
+        True, 'last stage dilated instead of strided: stride 16 overall, "DC5"'
+    )
+    bn_eps: float = setting(
+        1e-5,
+        "epsilon of the frozen batch norms; 0 for weights trained with torchvision 0.7 (the files "
+        "of MMF's model zoo)",
+        low=0,
+    )
+    calibrate: int = setting(
+        0,
+        "training images that set the batch-norm statistics before step 0, for runs without a "
+        "trained backbone; 0 = none",
+        low=0,
+        free=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoderSettings:
-    width: int
-    layers: int
-    residual: bool  # add the encoder's input to its output
-    task_embedding: bool
+    """The transformer over the backbone's features."""
+
+    width: int = setting(256, "of its hidden states", low=1)
+    layers: int = setting(6, "transformer layers", low=1)
+    residual: bool = setting(True, "its input is added to its output")
+    task_embedding: bool = setting(True, "a learned token of the task goes in front")
+    task_rows: int = setting(256, "rows of its task-embedding table", low=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderSettings:
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_width: int
-    max_positions: int
-    task_embedding: bool
-    task_rows: int  # rows of the text task-embedding table
+    """BERT."""
+
+    vocab_size: int = setting(
+        30522, "rows of the word embedding; 0 = as many as the prepared data's vocabulary", low=0
+    )
+    width: int = setting(768, "of its hidden states", low=1)
+    layers: int = setting(12, "transformer layers", low=1)
+    heads: int = setting(12, "attention heads; they divide `width`", low=1)
+    mlp_width: int = setting(3072, "width of the feed-forward layers", low=1)
+    max_positions: int = setting(512, "rows of the position embedding: the longest text", low=1)
+    task_embedding: bool = setting(True, "a learned token of the task goes in front")
+    task_rows: int = setting(256, "rows of its task-embedding table", low=1)
+    tied_fresh_keys: bool = setting(
+        False,
+        "fresh attention keys start as copies of the queries, so that equal words attend to each "
+        "other from the first step; for training without a trained BERT",
+        free=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderSettings:
-    width: int
-    layers: int
-    shared: bool  # one decoder for all tasks, or one per task
+    """The decoder that reads the memory of image and text."""
+
+    width: int = setting(768, "of its hidden states", low=1)
+    layers: int = setting(6, "transformer layers", low=1)
+    shared: bool = setting(True, "one decoder for all tasks; False = one per task")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    backbone: BackboneSettings
-    image_encoder: ImageEncoderSettings
-    text_encoder: TextEncoderSettings
-    decoder: DecoderSettings
-    heads: int  # attention heads of image encoder and decoder
-    mlp_width: int  # feed-forward width of image encoder and decoder
-    dropout: float
-    attention_dropout: float  # on attention weights
-    pre_norm: bool
-    mask_padding: bool  # zero padded pixels between convolutions: padding never changes a result
-    classify_all_layers: bool  # label logits of every decoder layer (the loss sums over them)
-    # Computed again in the backward pass instead of kept: nothing; the insides of transformer
-    # layers and bottleneck blocks; those of both encoders and of the decoder as well.
-    rematerialise: Literal["nothing", "layers", "everything"]
-    scan_layers: bool  # transformer layers as a loop: compiles faster, steps take longer
-    # How attention without dropout on its weights is computed: written out, or by
-    # jax.nn.dot_product_attention: on NVIDIA GPUs at 16 bits one kernel of cuDNN, which keeps no
-    # weights in memory; else XLA's version, which does (softmax in float32, whatever x64 says).
-    attention: Literal["plain", "fused"]
-    dtype: str  # compute dtype; parameters are float32
+    """The network."""
+
+    backbone: BackboneSettings = group(BackboneSettings, "the ResNet")
+    image_encoder: ImageEncoderSettings = group(ImageEncoderSettings, "the image encoder")
+    text_encoder: TextEncoderSettings = group(TextEncoderSettings, "the text encoder")
+    decoder: DecoderSettings = group(DecoderSettings, "the decoder")
+    heads: int = setting(
+        8, "attention heads of image encoder and decoder; they divide both widths", low=1
+    )
+    mlp_width: int = setting(2048, "feed-forward width of image encoder and decoder", low=1)
+    dropout: float = setting(0.1, "after each part of a layer", low=0, below=1, free=True)
+    attention_dropout: float = setting(0.1, "on attention weights", low=0, below=1, free=True)
+    pre_norm: bool = setting(False, "layer norms before the parts of a layer, not after them")
+    mask_padding: bool = setting(
+        True,
+        "padded pixels are zero between convolutions, so that padding never changes a result; "
+        "False = as the reference",
+        free=True,
+    )
+    classify_all_layers: bool = setting(
+        False, "label logits of every decoder layer; the loss sums over them", free=True
+    )
+    rematerialise: Literal["nothing", "layers", "everything"] = setting(
+        "nothing",
+        "what is computed again in the backward pass instead of kept: nothing; the insides of "
+        "transformer layers and bottleneck blocks; those of both encoders and the decoder as well",
+        free=True,
+    )
+    scan_layers: bool = setting(
+        False, "transformer layers as a loop: compiles faster, steps take longer", free=True
+    )
+    attention: Literal["plain", "fused"] = setting(
+        "plain",
+        "how attention without dropout on its weights is computed: written out, or by "
+        "jax.nn.dot_product_attention. On NVIDIA GPUs at 16 bits that is one kernel of cuDNN, "
+        "which keeps no weights in memory; else it is XLA's version, which does (softmax in "
+        "float32, whatever x64 says)",
+        free=True,
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = setting(
+        "float32",
+        "compute dtype; parameters are float32. bfloat16 suits accelerators; float64 needs "
+        "JAX_ENABLE_X64",
+        free=True,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings:
-    normalisation: Literal["per_image", "batch"]
-    auxiliary: bool  # set loss on every decoder layer, not only the last
-    balanced: bool  # class loss balanced between matched and unmatched queries ("use_bcl")
-    no_object_weight: float
-    class_cost: float
-    box_cost: float
-    giou_cost: float
-    class_weight: float
-    box_weight: float
-    giou_weight: float
-    attribute_weight: float
-    detection_weight: float
-    matcher: Literal["scipy", "device"]
+    """Losses; those of objects are DETR's."""
+
+    normalisation: Literal["per_image", "batch"] = setting(
+        "per_image", "box losses are divided by the objects of an image, or of the whole batch"
+    )
+    auxiliary: bool = setting(True, "set loss on every decoder layer, not only the last")
+    balanced: bool = setting(
+        False, 'class loss balanced between matched and unmatched queries ("use_bcl")'
+    )
+    no_object_weight: float = setting(0.1, "of the no-object class in the class loss", low=0)
+    class_cost: float = setting(1.0, "weight of the class probability in matching", low=0)
+    box_cost: float = setting(5.0, "weight of the L1 distance in matching", low=0)
+    giou_cost: float = setting(2.0, "weight of the generalised IoU in matching", low=0)
+    class_weight: float = setting(1.0, "of the class loss", low=0)
+    box_weight: float = setting(5.0, "of the L1 loss", low=0)
+    giou_weight: float = setting(2.0, "of the generalised-IoU loss", low=0)
+    attribute_weight: float = setting(1.0, "of the attribute loss", low=0)
+    detection_weight: float = setting(1.0, "of all losses of objects beside other tasks'", low=0)
+    matcher: Literal["scipy", "device"] = setting(
+        "scipy", "where queries and objects are matched: SciPy on the host, or on the device"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings:
-    name: Literal["adam_w", "adam_w_skip_zero_grad"]
-    learning_rate: float
-    backbone_learning_rate: float
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    clip_norm: float
-    warmup_steps: int
-    frozen: tuple[str, ...]  # parameter path prefixes that are never updated
+    """AdamW with warm-up from 0 and half a cosine to 0."""
+
+    name: Literal["adam_w", "adam_w_skip_zero_grad"] = setting(
+        "adam_w",
+        "whether a parameter that once had a gradient takes part in every update after it, or only "
+        "where its gradient is not all zeros",
+    )
+    learning_rate: float = setting(5e-5, "of everything but the backbone", low=0)
+    backbone_learning_rate: float = setting(1e-5, "of the backbone", low=0)
+    b1: float = setting(0.9, "decay of the first moments", low=0, below=1)
+    b2: float = setting(0.999, "decay of the second moments", low=0, below=1)
+    eps: float = setting(1e-8, "added to the root of the second moments", low=0)
+    weight_decay: float = setting(1e-4, "of every parameter, times the learning rate", low=0)
+    clip_norm: float = setting(0.1, "largest L2 norm of all gradients together", above=0)
+    warmup_steps: int = setting(2000, "updates in which the rates rise from 0", low=0)
+    frozen: tuple[str, ...] = setting(
+        ("backbone.conv1", "backbone.layer1"),
+        "parameters that are never updated: paths, or the modules that they lie in",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-    data_dir: str
-    vocabulary: str  # hub name, folder or vocab.txt; "" = the vocab.txt of data_dir
-    train_short_sides: tuple[int, ...]
-    train_max_side: int
-    crop_short_sides: tuple[int, ...]
-    crop_min: int
-    crop_max: int
-    crop_probability: float
-    flip_probability: float
-    eval_short_side: int  # also the training size of vision-language tasks
-    eval_max_side: int
-    buckets: tuple[tuple[int, int], ...]  # (height, width) of the padded images
-    text_buckets: tuple[int, ...]  # tokens of padded texts of language tasks, beside max_tokens
-    max_objects: int
-    truncate_objects: bool
-    num_workers: int  # worker processes that prepare batches; 0 = threads of this process
-    num_threads: int
-    prefetch: int  # batches prepared ahead
+    """Prepared data and how batches are made of them."""
+
+    data_dir: str = setting("data", "folder of the prepared data", local=True)
+    vocabulary: str = setting(
+        "bert-base-uncased",
+        'hub name, folder or vocab.txt; "" = the vocab.txt of data_dir',
+        local=True,
+    )
+    train_short_sides: tuple[int, ...] = setting(
+        tuple(range(480, 801, 32)), "short sides of training images, one drawn", low=1, items=1
+    )
+    train_max_side: int = setting(1333, "longest side of training images", low=1)
+    crop_short_sides: tuple[int, ...] = setting(
+        (400, 500, 600), "short sides before a crop, one drawn", low=1, items=1
+    )
+    crop_min: int = setting(384, "least side of a crop", low=1)
+    crop_max: int = setting(600, "largest side of a crop", low=1)
+    crop_probability: float = setting(0.5, "of a crop", low=0, high=1)
+    flip_probability: float = setting(0.5, "of a mirror image", low=0, high=1)
+    eval_short_side: int = setting(
+        800, "short side in evaluation, and in training of tasks that do not augment", low=1
+    )
+    eval_max_side: int = setting(1333, "longest side of the same", low=1)
+    # `tools/choose_buckets.py` prints these, and what padding costs with them.
+    buckets: tuple[tuple[int, int], ...] = setting(
+        (
+            (576, 768),
+            (672, 912),
+            (816, 800),
+            (800, 1072),
+            (1072, 800),
+            (800, 1216),
+            (800, 1344),
+            (1344, 800),
+        ),
+        "(height, width) of the padded images; an image takes the smallest that it fits",
+        low=1,
+        items=1,
+    )
+    text_buckets: tuple[int, ...] = setting(
+        (32, 64), "tokens of padded texts of tasks without images, beside max_tokens", low=1
+    )
+    max_objects: int = setting(100, "most objects of an image", low=1)
+    truncate_objects: bool = setting(
+        False, "images with more objects lose the last ones; False = that is an error"
+    )
+    num_workers: int = setting(
+        4, "worker processes that prepare batches; 0 = threads of this process", low=0, local=True
+    )
+    num_threads: int = setting(8, "threads of each of them", low=0, local=True)
+    prefetch: int = setting(8, "batches prepared ahead", low=0, local=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    steps: int
-    batch_size: int  # examples of one step over all devices
-    accumulate_steps: int  # parts that a batch goes through the model in
-    max_bad_steps: int  # in a row, before the run ends; a loss or gradient was not finite
-    compile_ahead: bool  # all programs before the first step
-    eval_batch_size: int
-    eval_every: int
-    checkpoint_every: int
-    log_every: int
-    max_to_keep: int
-    best_metric: str  # "task/metric"; "" = vqa2/vqa_accuracy, else the first task's headline
+    """The training loop."""
+
+    steps: int = setting(500_000, "updates of the whole run", low=1)
+    batch_size: int = setting(64, "examples of a step over all devices", low=1)
+    accumulate_steps: int = setting(
+        1, "parts that a batch goes through the model in; they divide batch_size", low=1
+    )
+    max_bad_steps: int = setting(
+        10, "steps in a row with a loss or gradient that is not finite, before the run ends", low=1
+    )
+    compile_ahead: bool = setting(True, "all programs are compiled before the first step")
+    eval_batch_size: int = setting(64, "examples of a batch in evaluation", low=1)
+    eval_every: int = setting(10_000, "steps between evaluations", low=1)
+    checkpoint_every: int = setting(10_000, "steps between checkpoints", low=1)
+    log_every: int = setting(50, "steps between lines of the log", low=1)
+    max_to_keep: int = setting(5, "newest checkpoints that stay, beside the best", low=1)
+    best_metric: str = setting(
+        "",
+        'which checkpoint is the best, "task/metric"; "" = vqa2/vqa_accuracy, else the first '
+        "task's first metric",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class InitSettings:
     """Files whose weights a fresh run starts from; "" = none."""
 
-    model: str  # a whole UniT (MMF file, or a checkpoint of ours)
-    backbone: str  # DETR checkpoint: its ResNet
-    text_encoder: str  # BERT: file, folder or hub name
+    model: str = setting("", "a whole UniT: an MMF file, or a checkpoint of ours")
+    backbone: str = setting("weights/detr-r50-dc5-f0fb7ef5.pth", "a DETR checkpoint: its ResNet")
+    text_encoder: str = setting("weights/bert-base-uncased", "a BERT: file, folder or hub name")
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
-    """Sizes of the device mesh's axes; one of them may be -1 and takes what remains."""
+    """Sizes of the device mesh's axes; one of them may be -1 and takes what remains.
 
-    data: int  # examples are split over it, parameters are copied
-    fsdp: int  # examples and parameters are split over it
-    tensor: int  # parameters are split over it, examples are copied
+    `tools/show_sharding.py` prints what lies where.
+    """
+
+    data: int = setting(-1, "examples are split over it, parameters are copied", low=-1)
+    fsdp: int = setting(1, "examples and parameters are split over it", low=-1)
+    tensor: int = setting(1, "parameters are split over it, examples are copied", low=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class DistributedSettings:
-    """Which processes make up a run, where no cluster tells; see docs/scaling.md."""
+    """Which processes make up a run, where no cluster tells (TPU pods and Slurm do).
 
-    coordinator: str  # HOST:PORT of process 0; "" = the cluster tells, or there is one process
-    processes: int
-    process: int  # number of this one, from 0
+    See docs/scaling.md.
+    """
+
+    coordinator: str = setting(
+        "", 'HOST:PORT of process 0; "" = the cluster tells, or there is one process', local=True
+    )
+    processes: int = setting(0, "of the run", low=0, local=True)
+    process: int = setting(-1, "number of this one, from 0", low=-1, local=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportSettings:
+    """The table at the end of a run."""
+
+    blind_check: bool = setting(
+        False, "also score with images exchanged between examples, and by a bag of words"
+    )
+    paper: dict[str, float] = group(
+        dict, 'published figures shown beside the results, by "task/metric"'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    seed: int
-    tasks: dict[str, tasks_lib.TaskSpec]
-    ratios: dict[str, float]
-    model: ModelSettings
-    loss: LossSettings
-    optimizer: OptimizerSettings
-    data: DataSettings
-    train: TrainSettings
-    mesh: MeshSettings
-    distributed: DistributedSettings
-    init_from: InitSettings
-    report: dict[str, Any]  # figures shown beside the results
+    """All settings of a run; `from_config` makes them.
+
+    Attributes:
+      tasks: the selected tasks, in the order of the published table.
+      ratios: how often a training step takes each task, relative to the others.
+    """
+
+    seed: int = setting(0, "of parameters, dropout, the mixture and augmentation", low=0)
+    tasks: dict[str, tasks_lib.TaskSpec] = group(dict, "selected tasks")
+    ratios: dict[str, float] = group(dict, "sampling ratios")
+    model: ModelSettings = group(ModelSettings, "the network")
+    loss: LossSettings = group(LossSettings, "losses and matching")
+    optimizer: OptimizerSettings = group(OptimizerSettings, "the optimiser")
+    data: DataSettings = group(DataSettings, "prepared data and batches")
+    train: TrainSettings = group(TrainSettings, "the training loop")
+    mesh: MeshSettings = group(MeshSettings, "the device mesh")
+    distributed: DistributedSettings = group(DistributedSettings, "the processes of a run")
+    init_from: InitSettings = group(InitSettings, "weights to start from")
+    report: ReportSettings = group(ReportSettings, "the closing report")
 
 
-def from_config(config: Mapping) -> Settings:
+def from_config(config: Mapping | Settings, problems: Sequence[str] = ()) -> Settings:
     """Turns a nested config (ml_collections.ConfigDict or dict) into Settings.
 
     `config.tasks` maps a task name to its sampling `ratio` and to overrides of its TaskSpec.
-
-    Raises:
-      ValueError: one message that lists every unknown, missing or mistyped key with its place.
-    """
-    config = _plain(config)
-    problems: list[str] = []
-    specs, ratios = {}, {}
-    selected = config.pop("tasks", None) or {}
-    # ConfigDict sorts its keys; the table's order is the one that reports are read in.
-    for name in sorted(selected, key=list(dict.fromkeys([*tasks_lib.PUBLISHED, *selected])).index):
-        overrides = dict(selected[name])
-        ratios[name] = float(overrides.pop("ratio", 1.0))
-        if ratios[name] < 0:
-            problems.append(f"config.tasks.{name}.ratio: {ratios[name]} is negative")
-        try:
-            specs[name] = tasks_lib.resolve(name, overrides)
-        except ValueError as error:
-            problems.append(str(error))
-    if not specs and not problems:
-        problems.append("config.tasks: no task is selected")
-    rest = [
-        field for field in dataclasses.fields(Settings) if field.name not in ("tasks", "ratios")
-    ]
-    values = _fields(rest, typing.get_type_hints(Settings), config, "config", problems)
-    if problems:
-        raise ValueError("the config has problems:\n  " + "\n  ".join(problems))
-    return Settings(tasks=specs, ratios=ratios, **values)
-
-
-def read(name: str, changes: Mapping[str, Any] | None = None) -> Settings:
-    """The settings of a config file FILE.py[:ARGUMENT], named as on the command line.
+    Everything else that the config leaves out takes its default.
 
     Args:
-      changes: values by dotted key, such as {"model.dropout": 0.0}, put in place of the file's.
+      problems: what is known to be wrong already.
 
     Raises:
-      ValueError: there is no such file, or it or a change has problems.
+      ValueError: one message that lists everything that is wrong, with its place and remedy.
     """
-    path, _, argument = name.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise ValueError(f"--config: {path}: no such file")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as `python -m` does: a config may import its neighbours
-    module = runpy.run_path(path)
-    # `values` gives the same as `get_config` and needs no ml_collections.
-    config = _plain(module.get("values", module.get("get_config"))(argument or None))
-    for key, value in (changes or {}).items():
-        *groups, last = key.split(".")
-        group = config
-        for part in groups:
-            group = group.get(part)
-            if not isinstance(group, dict):
-                raise ValueError(f"{key}: {path} has no group of settings {part!r}")
-        group[last] = value
-    return from_config(config)
+    if isinstance(config, Settings):
+        return config
+    reader = fields.Reader(Settings)
+    reader.problems += problems
+    config = fields.plain(config)
+    specs, ratios = _tasks(config.pop("tasks", {}), reader)
+    settings = reader.read(Settings, config, "config", dict(tasks=specs, ratios=ratios))
+    for places, problem in _misfits(settings):
+        if not reader.wrong & {f"config.{place}" for place in places}:
+            reader.problems.append(problem)
+    _raise(reader.problems)
+    return settings
 
 
 def build(cls: type, values: Mapping, where: str = "config") -> Any:
-    """Builds one of the settings classes from a nested mapping.
+    """Builds one of the settings classes from a nested mapping; defaults where it says nothing.
 
     Raises:
-      ValueError: unknown, missing or mistyped keys, all in one message.
+      ValueError: unknown, mistyped or impossible values, all in one message.
     """
-    problems: list[str] = []
-    fields = _fields(
-        dataclasses.fields(cls), typing.get_type_hints(cls), _plain(values), where, problems
-    )
-    if problems:
-        raise ValueError("the config has problems:\n  " + "\n  ".join(problems))
-    return cls(**fields)
+    reader = fields.Reader()
+    built = reader.read(cls, fields.plain(values), where)
+    _raise(reader.problems)
+    return built
 
 
-def _plain(config: Any) -> Any:
-    if isinstance(config, Mapping) or hasattr(config, "items"):
-        return {key: _plain(value) for key, value in config.items()}
+def defaults() -> dict[str, Any]:
+    """All settings at their defaults, as a nested dict that a config may change; no tasks."""
+    config = dataclasses.asdict(Settings())
+    del config["ratios"]
     return config
 
 
-def _fields(fields, hints, values: Mapping, where: str, problems: list[str]) -> dict:
-    known = [field.name for field in fields]
-    for key in sorted(set(values) - set(known)):
-        problems.append(f"{where}.{key}: unknown key; known here: {', '.join(known)}")
-    for key in known:
-        if key not in values:
-            problems.append(f"{where}.{key}: missing")
-    return {
-        key: _convert(hints[key], values[key], f"{where}.{key}", problems)
-        for key in known
-        if key in values
-    }
+def update(config: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Puts nested values into a nested config, in place; what `changes` leaves out stays.
+
+    A key with a dot goes as it is; `report.paper` is one value.
+    """
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(config.get(key), dict) and key != "paper":
+            update(config[key], value)
+        else:
+            config[key] = value
 
 
-def _convert(hint: Any, value: Any, where: str, problems: list[str]) -> Any:
-    """`value` as type `hint`, or a line in `problems`."""
-    origin = typing.get_origin(hint)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            problems.append(f"{where}: expected a group of settings, got {value!r}")
-            return None
-        inner = _fields(
-            dataclasses.fields(hint), typing.get_type_hints(hint), value, where, problems
-        )
+def names(cls: type, which: str) -> tuple[str, ...]:
+    """Dotted names of the settings below a class that are `which` ("free" or "local")."""
+    return tuple(
+        name
+        for name, (_, field) in fields.leaves(cls).items()
+        if getattr(fields.about(field), which)
+    )
+
+
+def _raise(problems: Sequence[str]) -> None:
+    if len(problems) == 1:
+        raise ValueError(problems[0])
+    if problems:
+        raise ValueError("the config has problems:\n  " + "\n  ".join(problems))
+
+
+def _tasks(
+    selected: Any, reader: fields.Reader
+) -> tuple[dict[str, tasks_lib.TaskSpec], dict[str, float]]:
+    """The selected tasks and their ratios, in the table's order (ConfigDict sorts its keys)."""
+    specs, ratios = {}, {}
+    if not isinstance(selected, Mapping) or not selected:
+        reader.problem("config.tasks", "no task is selected")
+        return specs, ratios
+    before = len(reader.problems)
+    for name in sorted(selected, key=list(dict.fromkeys([*tasks_lib.PUBLISHED, *selected])).index):
+        where = f"config.tasks.{name}"
+        if not isinstance(selected[name], Mapping):
+            reader.problem(where, f"expected a group of settings, got {selected[name]!r}")
+            continue
+        overrides = dict(selected[name])
+        ratio = overrides.pop("ratio", 1.0)
+        ratios[name] = reader.convert(float, ratio, f"{where}.ratio", fields.About(low=0))
         try:
-            return hint(**inner)
-        except TypeError:  # a missing key, already listed
-            return None
-    if origin is Literal:
-        if value not in typing.get_args(hint):
-            options = ", ".join(map(repr, typing.get_args(hint)))
-            problems.append(f"{where}: {value!r} is not one of {options}")
-        return value
-    if origin is tuple:
-        arguments = typing.get_args(hint)
-        if not isinstance(value, (tuple, list)):
-            problems.append(f"{where}: expected a tuple, got {value!r}")
-            return None
-        inner_hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(inner_hints) != len(value):
-            problems.append(f"{where}: expected {len(inner_hints)} values, got {value!r}")
-            return None
-        return tuple(
-            _convert(h, v, f"{where}[{i}]", problems)
-            for i, (h, v) in enumerate(zip(inner_hints, value, strict=True))
+            specs[name] = tasks_lib.resolve(name, overrides)
+        except ValueError as error:
+            reader.problems.append(str(error))
+    if len(reader.problems) == before and not any(ratios.values()):
+        reader.problem("config.tasks", "no task has a ratio above 0")
+    return specs, ratios
+
+
+def _misfits(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What does not go together: (the settings that say so, a line about it)."""
+    model, data = settings.model, settings.data
+    for width, heads in (
+        ("image_encoder.width", "heads"),
+        ("decoder.width", "heads"),
+        ("text_encoder.width", "text_encoder.heads"),
+    ):
+        wide, count = _get(model, width), _get(model, heads)
+        if wide % count:
+            yield (
+                (f"model.{width}", f"model.{heads}"),
+                f"config.model.{width}: {wide} does not split into config.model.{heads} = {count} "
+                "heads; use a multiple of it",
+            )
+    if data.crop_min > data.crop_max:
+        yield (
+            ("data.crop_min", "data.crop_max"),
+            f"config.data.crop_min: {data.crop_min} is more than config.data.crop_max = "
+            f"{data.crop_max}",
         )
-    if origin in (dict, types.UnionType):
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        problems.append(f"{where}: expected {hint.__name__}, got {value!r}")
-    return value
+    specs = settings.tasks
+    for index, count in Counter(spec.index for spec in specs.values()).items():
+        if count > 1:
+            same = [name for name, spec in specs.items() if spec.index == index]
+            taken = {spec.index for spec in [*specs.values(), *tasks_lib.PUBLISHED.values()]}
+            free = next(row for row in range(len(taken) + 1) if row not in taken)
+            yield (
+                tuple(f"tasks.{name}.index" for name in same),
+                f"config.tasks.{same[-1]}.index: {' and '.join(same)} have the same row of the "
+                f"task embeddings, {index}; give one of them another, such as {free}",
+            )
+    for name, spec in specs.items():
+        for has, encoder in ((spec.has_image, "image_encoder"), (spec.has_text, "text_encoder")):
+            own = getattr(model, encoder)
+            if has and own.task_embedding and spec.index >= own.task_rows:
+                yield (
+                    (f"tasks.{name}.index", f"model.{encoder}.task_rows"),
+                    f"config.tasks.{name}.index: {spec.index} is beyond the task embedding's "
+                    f"{own.task_rows} rows (0 to {own.task_rows - 1}); use a lower one, or raise "
+                    f"config.model.{encoder}.task_rows",
+                )
+        if spec.has_text and spec.max_tokens > model.text_encoder.max_positions:
+            yield (
+                (f"tasks.{name}.max_tokens", "model.text_encoder.max_positions"),
+                f"config.tasks.{name}.max_tokens: {spec.max_tokens} is more than "
+                f"config.model.text_encoder.max_positions = {model.text_encoder.max_positions}",
+            )
+    best = settings.train.best_metric
+    if best:
+        task, slash, metric = best.partition("/")
+        if not slash or not metric:
+            told = 'write "task/metric"'
+        else:
+            told = f"there is no task {task}{fields.did_you_mean(task, specs)}"
+        if not metric or task not in specs:
+            yield (
+                ("train.best_metric",),
+                f"config.train.best_metric: {best!r}: {told} (tasks: {', '.join(specs)})",
+            )
+
+
+def _get(group: Any, name: str) -> Any:
+    for part in name.split("."):
+        group = getattr(group, part)
+    return group

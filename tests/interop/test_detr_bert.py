@@ -24,6 +24,8 @@ CHANNELS = 4  # of the backbone's stem
 def small_settings(tasks=("coco", "vqa2", "qnli"), shared: bool = True, **init) -> Settings:
     values = config.values()
     values["tasks"] = {name: {"num_queries": 3, "num_labels": 5} for name in tasks}
+    for name in set(tasks) - {"coco", "visual_genome"}:
+        values["tasks"][name]["max_tokens"] = POSITIONS
     model = values["model"]
     model["backbone"] |= dict(depths=(1, 2, 1, 1), width=CHANNELS)
     model["image_encoder"] |= dict(width=8, layers=1)

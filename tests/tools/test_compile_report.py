@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests import ROOT
-from unit_jax import settings as settings_lib
+from unit_jax import config_files
 from unit_jax.tools import compile_report
 from unit_jax.training import compilation
 
@@ -47,7 +47,7 @@ def test_cold_and_warm(config, capfd):
 
 
 def test_a_task_that_is_not_sampled_has_no_programs(config):
-    settings = settings_lib.read(f"{config}:sst2,qnli")
+    settings = config_files.read(f"{config}:sst2,qnli")
     settings = dataclasses.replace(settings, ratios={**settings.ratios, "qnli": 0.0})
     left = compilation.all_shapes(settings)
     assert [(spec.name, bucket) for spec, bucket in left] == [

@@ -171,7 +171,7 @@ def report_rows(
     examples, and of a bag of words on the text alone (on the second text of pairs).
     """
     baselines = _baselines(run, predict, split)
-    paper = run.settings.report.get("paper", {})
+    paper = run.settings.report.paper
     rows = []
     for task, spec in run.settings.tasks.items():
         names = [name for name in metrics if name.startswith(f"{task}/")]
@@ -179,7 +179,7 @@ def report_rows(
             report.Row(task, name.split("/")[1], metrics[name], baselines[name], paper.get(name))
             for name in names
         ]
-        if run.settings.report.get("blind_check"):
+        if run.settings.report.blind_check:
             headline = spec.headline_metric
             base = baselines[f"{task}/{headline}"]
             blind_scores = _blind_scores(run, predict, params, statistics, spec, split)

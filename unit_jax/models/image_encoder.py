@@ -20,8 +20,6 @@ from unit_jax.models.transformer import (
 from unit_jax.runtime.partitioning import split_examples
 from unit_jax.settings import ModelSettings
 
-TASK_ROWS = 256  # rows of the image task-embedding table; the reference fixes them
-
 
 class ImageEncoder(nnx.Module):
     """1x1 projection, transformer encoder with a task token, projection to decoder width.
@@ -47,7 +45,7 @@ class ImageEncoder(nnx.Module):
             for _ in range(own.layers)
         )
         self.norm = LayerNorm(own.width) if settings.pre_norm else None
-        self.task_embedding = normal(rngs, TASK_ROWS, own.width) if own.task_embedding else None
+        self.task_embedding = normal(rngs, own.task_rows, own.width) if own.task_embedding else None
         projects = own.width != settings.decoder.width
         into = dict(inputs=own.width, outputs=settings.decoder.width, kernel_init=xavier)
         self.memory_projection = Linear(**into, rngs=rngs) if projects else None

@@ -58,10 +58,10 @@ class TextEncoder(nnx.Module):
             )
             for _ in range(own.layers)
         )
-        for layer in self.layers:
-            # Fresh keys equal queries, so that equal words attend to each other from the first
-            # step; without that, and without trained weights, comparing texts is learned late.
-            layer.attention.key.kernel = nnx.Param(jnp.copy(layer.attention.query.kernel[...]))
+        if own.tied_fresh_keys:
+            # Without that, and without trained weights, comparing texts is learned late.
+            for layer in self.layers:
+                layer.attention.key.kernel = nnx.Param(jnp.copy(layer.attention.query.kernel[...]))
         matrix = nnx.initializers.normal(std)
         self.pooler = Linear(own.width, own.width, rngs=rngs, kernel_init=matrix, zero_bias=True)
         self.memory_projection = Linear(own.width, settings.decoder.width, rngs=rngs)

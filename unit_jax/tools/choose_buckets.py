@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unit_jax import settings as settings_lib
+from unit_jax import config_files
 from unit_jax.data import batching, bucket_search, counters, mixture, transforms
 from unit_jax.data.batching import Bucket
 from unit_jax.data.mixture import Examples
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--seed", type=int, default=0, help="of the draws and the search (%(default)s)")
     options = parser.parse_args(arguments)
     try:
-        settings = settings_lib.read(options.config)
+        settings = config_files.read(options.config)
         if options.data_dir:
             train, val = prepared_examples(settings, options.data_dir)
         else:

@@ -18,7 +18,7 @@ import time
 from flax import nnx
 from tqdm import tqdm
 
-from unit_jax import settings as settings_lib
+from unit_jax import config_files
 from unit_jax.evaluation.step import PredictStep
 from unit_jax.models import flat
 from unit_jax.models.unit import Unit
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.once:
         try:
-            print(compile_all(settings_lib.read(options.config), options.once, options.threads))
+            print(compile_all(config_files.read(options.config), options.once, options.threads))
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -25,8 +25,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from unit_jax import paths
-from unit_jax import settings as settings_lib
+from unit_jax import config_files, paths
 from unit_jax.interop import bert, detr, init_from, mmf, sources, torch_files
 from unit_jax.models import flat
 from unit_jax.models.unit import Unit
@@ -170,7 +169,7 @@ def export_checkpoint(target: str, path: str, output: str) -> None:
 
 def load_settings(config: str, bn_eps: float | None, data_dir: str | None) -> Settings:
     """The settings of FILE.py[:variants], with the epsilon and the counts that were asked for."""
-    settings = settings_lib.read(config)
+    settings = config_files.read(config)
     if data_dir:
         from unit_jax import run as run_lib
         from unit_jax.data.prepared import PreparedData

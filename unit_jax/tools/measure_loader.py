@@ -24,9 +24,9 @@ import rich
 import rich.table
 from PIL import Image
 
-from configs import unit
 from unit_jax import run as run_lib
 from unit_jax import settings as settings_lib
+from unit_jax.configs import unit
 from unit_jax.data import batching, loader, prepare, transforms
 from unit_jax.data.prepared import PreparedData
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from unit_jax import config_files
 from unit_jax import settings as settings_lib
 from unit_jax.batch import Batch
 from unit_jax.models import flat
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10, help="of each model")
     options = parser.parse_args()
     height, width = map(int, options.bucket.split("x"))
-    settings = settings_lib.read(options.config)
+    settings = config_files.read(options.config)
     seconds = measure(settings, (height, width), options.batch, options.repeats)
     medians = {name: statistics.median(of_model) for name, of_model in seconds.items()}
     for name, median in medians.items():

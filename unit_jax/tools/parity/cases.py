@@ -165,7 +165,7 @@ def build_case(
         mesh=settings_lib.MeshSettings(data=-1, fsdp=1, tensor=1),
         distributed=None,
         init_from=None,
-        report={},
+        report=settings_lib.ReportSettings(),
     )
     graph, params, statistics = flat.abstract(lambda: Unit(model, tasks, rngs=nnx.Rngs(0)))
     weights = make_weights({**params, **statistics}, args["share_decoders"])

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from configs import unit as paper
 from unit_jax import settings as settings_lib
+from unit_jax.configs import unit as paper
 from unit_jax.data import batching, text, transforms
 from unit_jax.models import unit as unit_lib
 from unit_jax.outputs.labels import metrics as classification

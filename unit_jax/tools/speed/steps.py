@@ -1,14 +1,13 @@
 """What a measured step is: a config with changes and a batch of noise, by command-line options."""
 
 import argparse
-import ast
 import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
-from unit_jax import settings as settings_lib
+from unit_jax import config_files, fields
 from unit_jax.batch import Batch
 from unit_jax.runtime import partitioning
 from unit_jax.settings import Settings
@@ -36,16 +35,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def load_settings(options: argparse.Namespace) -> Settings:
     """The config with the command line's changes; label counts are the published ones."""
-    path, _, variants = options.config.partition(":")
-    name = ":".join(filter(None, [path, ",".join(filter(None, [variants, options.tasks]))]))
-    changes = {"train.batch_size": options.batch}
+    changes: dict[str, Any] = {"train.batch_size": options.batch}
     for change in options.set:
         key, _, value = change.partition("=")
-        changes[key] = _literal(value)
+        changes[key] = value
     try:
-        settings = settings_lib.read(name, changes)
+        settings = config_files.read(options.config, changes)
         if not settings.model.text_encoder.vocab_size:  # that of data, and there are none
-            settings = settings_lib.read(name, {**changes, "model.text_encoder.vocab_size": 1000})
+            changes["model.text_encoder.vocab_size"] = 1000
+            settings = config_files.read(options.config, changes)
+        settings = _only(settings, [name for name in options.tasks.split(",") if name])
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     queries = [spec.num_queries for spec in settings.tasks.values() if spec.kind == "detection"]
@@ -55,11 +54,20 @@ def load_settings(options: argparse.Namespace) -> Settings:
     return settings
 
 
-def _literal(text: str) -> Any:
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
+def _only(settings: Settings, names: list[str]) -> Settings:
+    """The settings with these tasks alone, at their ratios in the config; with none named, all."""
+    for name in names:
+        if name not in settings.tasks:
+            raise ValueError(
+                f"--tasks: {name!r} is no task of the config"
+                f"{fields.did_you_mean(name, settings.tasks)} ({', '.join(settings.tasks)})"
+            )
+    chosen = [name for name in settings.tasks if not names or name in names]
+    return dataclasses.replace(
+        settings,
+        tasks={name: settings.tasks[name] for name in chosen},
+        ratios={name: settings.ratios[name] for name in chosen},
+    )
 
 
 def made_up_batch(spec: TaskSpec, settings: Settings, options: argparse.Namespace) -> Batch:

@@ -1,0 +1,131 @@
+"""Config files: found, run, and changed by flags."""
+
+import dataclasses
+
+import ml_collections
+import pytest
+
+from configs import demo, unit
+from unit_jax import config_files, settings
+
+
+def test_a_file_is_read_with_changes(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("from unit_jax.configs.unit import get_config")
+    for file in ("configs/unit.py", path):
+        found = config_files.read(f"{file}:coco", {"train.batch_size": 8, "mesh.fsdp": 2})
+        assert list(found.tasks) == ["coco"]
+        assert found.train.batch_size == 8 and found.mesh.fsdp == 2
+        with pytest.raises(ValueError, match="mesh.pipeline: unknown key"):
+            config_files.read(str(file), {"mesh.pipeline": 2})
+        with pytest.raises(ValueError, match="config.modle: unknown key; did you mean model"):
+            config_files.read(str(file), {"modle.dropout": 0.0})
+
+
+def test_what_flags_say_becomes_the_settings_type():
+    found = config_files.read(
+        "configs/demo.py",
+        {
+            "train.steps": "5",
+            "optimizer.learning_rate": "1e-3",
+            "optimizer.frozen": "backbone.conv1,queries",
+            "data.train_short_sides": "(48, 56)",
+            "data.crop_short_sides": "64",
+            "data.vocabulary": "123",
+            "model.pre_norm": "true",
+            "tasks.qnli.cls_only": "False",
+            "tasks.qnli.ratio": "2",
+        },
+    )
+    assert found.train.steps == 5 and found.optimizer.learning_rate == 1e-3
+    assert found.optimizer.frozen == ("backbone.conv1", "queries")
+    assert found.data.train_short_sides == (48, 56) and found.data.crop_short_sides == (64,)
+    assert found.data.vocabulary == "123" and found.model.pre_norm is True
+    assert not found.tasks["qnli"].cls_only and found.tasks["mnli"].cls_only
+    assert found.ratios["qnli"] == 2.0
+    with pytest.raises(ValueError) as error:
+        config_files.read("configs/demo.py:coco", {"tasks.cocoa.ratio": "1", "seed.x": "1"})
+    assert "tasks.cocoa.ratio: write tasks.NAME.KEY" in str(error.value)
+    assert "did you mean coco?" in str(error.value)
+    assert "config.seed.x: config.seed is a value" in str(error.value)
+
+
+def test_flags_are_taken_out_of_the_command_line():
+    rest, changes = config_files.split_flags(
+        ["main", "--config=f.py", "--config.a.b=1=2", "-config.c", "x", "--config.mesh.data", "-1",
+         "--config.d", "--workdir=w", "--noconfig.e.f", "--config.g="]
+    )  # fmt: skip
+    assert rest == ["main", "--config=f.py", "--workdir=w"]
+    assert changes == {
+        "a.b": "1=2",
+        "c": "x",
+        "mesh.data": "-1",
+        "d": "True",
+        "e.f": "False",
+        "g": "",
+    }
+
+
+def test_references_in_a_config_dict_follow_changes(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from unit_jax.configs import demo\n"
+        "def get_config():\n"
+        "    config = demo.get_config()\n"
+        "    config.train.eval_every = config.train.get_ref('steps')\n"
+        "    return config.lock()\n"
+    )
+    found = config_files.read(str(path), {"train.steps": "7", "tasks.coco.num_labels": "5"})
+    assert found.train.eval_every == 7 and found.tasks["coco"].num_labels == 5
+
+
+@pytest.mark.parametrize("config", [unit, demo])
+def test_a_config_of_before_reads_and_one_that_leaves_out_takes_defaults(config):
+    whole = config.values("coco,vqa2")
+    expected = settings.from_config(whole)
+    assert settings.from_config(ml_collections.ConfigDict(whole)) == expected
+    # As configs were before `tied_fresh_keys` and `task_rows` of images existed.
+    del whole["model"]["text_encoder"]["tied_fresh_keys"]
+    del whole["model"]["image_encoder"]["task_rows"]
+    before = settings.from_config(whole)
+    tied = dataclasses.replace(expected.model.text_encoder, tied_fresh_keys=False)
+    assert before == dataclasses.replace(
+        expected, model=dataclasses.replace(expected.model, text_encoder=tied)
+    )
+
+
+def test_shipped_configs_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_files.find("configs/unit.py").samefile(unit.__file__)
+    assert config_files.find("demo.py").samefile(demo.__file__)
+    (tmp_path / "configs").mkdir()
+    own = tmp_path / "configs" / "unit.py"
+    own.write_text("")
+    assert config_files.find("configs/unit.py") == own
+    assert config_files.find("configs/demo.py").samefile(demo.__file__)
+    for name in ("configs/__init__.py", "other/unit.py"):
+        with pytest.raises(
+            ValueError, match=r"no such file.*shipped with unit_jax: configs/demo.py"
+        ):
+            config_files.find(name)
+    with pytest.raises(ValueError, match="did you mean configs/demo.py?"):
+        config_files.find("configs/dmeo.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def get_config(:", "mine.py, line 1: SyntaxError"),
+        ("import nothing_like_it\n", "mine.py, line 1: ModuleNotFoundError"),
+        ("def get_config():\n    return dict(tasks=1/0)", "mine.py, line 2: ZeroDivisionError"),
+        ("def config(): ...", "it has no function get_config"),
+        ("def get_config(): return 5", "get_config should return a nested dict"),
+    ],
+)
+def test_a_file_that_fails_is_told_in_one_line(tmp_path, text, expected):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    with pytest.raises(ValueError) as error:
+        config_files.read(str(path))
+    assert expected in str(error.value) and "\n" not in str(error.value)
+    assert str(path) in str(error.value)
