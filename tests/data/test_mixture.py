@@ -278,6 +278,32 @@ def test_rests_of_buckets_move_up():
     assert [g.tolist() for g in groups] == [[0, 1, 2], [3, 4], []]
 
 
+def test_examples_are_repeated_as_often_as_asked():
+    """In the mean over epochs, at least once in each, every copy with its own augmentation, and
+    still a function of (seed, step) alone."""
+    times = np.where(np.arange(40) < 10, 2.3, 1.0)
+    examples = dataclasses.replace(images(40), times=times)
+    seen, seeds = np.zeros(40), []
+    planned = Mixture(make_settings(dict(coco=1.0)), dict(coco=examples))
+    every = [planned._orders[0]._plan_epoch(epoch) for epoch in range(60)]
+    for epoch in every:
+        rows = np.concatenate([plan.rows for plan in epoch])
+        drawn = np.unique(np.stack([rows, np.concatenate([plan.seeds for plan in epoch])]), axis=1)
+        counts = np.bincount(drawn[0].astype(int), minlength=40)
+        assert counts.min() >= 1 and counts[10:].max() == 1 and set(counts[:10]) <= {2, 3}
+        seen += counts
+        seeds += drawn[1].tolist()
+    assert len(set(seeds)) == len(seeds)
+    assert abs(seen[:10].mean() / 60 - 2.3) < 4 * np.sqrt(0.3 * 0.7 / 600)
+    again = Mixture(make_settings(dict(coco=1.0)), dict(coco=examples))
+    flat = [plan for epoch in every for plan in epoch]
+    for k in (len(flat) - 1, 3, 50):
+        assert same(again.plan(k), flat[k])
+    ones = dataclasses.replace(images(40), times=np.ones(40))
+    plain, once = (Mixture(make_settings(dict(coco=1.0)), dict(coco=x)) for x in (images(40), ones))
+    assert all(same(plain.plan(k), once.plan(k)) for k in range(20))
+
+
 def test_impossible_mixtures_are_errors():
     with pytest.raises(ValueError, match="no task has a ratio above 0"):
         Mixture(make_settings(dict(coco=0.0)), make_examples())

@@ -47,6 +47,22 @@ def test_round_trip_and_what_is_kept(tmp_path):
     again.close()
 
 
+def test_the_best_stays_across_a_resume_and_is_found(tmp_path):
+    scores = {1: 0.2, 2: 0.9, 3: float("nan"), 4: 0.3, 5: 0.4, 6: None}
+    for session in ((1, 2), (3, 4), (5, 6)):
+        saved = checkpoints.Checkpoints(tmp_path / "checkpoints", 2, "a/AP")
+        for step in session:
+            metrics = None if scores[step] is None else {"a/AP": scores[step], "b/x": 1.0}
+            saved.save(step, _model(step), {"n": step}, None, metrics)
+        saved.close()
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 5, 6]
+    assert checkpoints.best_step(tmp_path, "a/AP") == 2
+    with pytest.raises(ValueError, match=r"saved with a value of c/AP \(it has steps 2, 5, 6\)"):
+        checkpoints.best_step(tmp_path, "c/AP")
+    with pytest.raises(ValueError, match="it has none"):
+        checkpoints.best_step(tmp_path / "nowhere", "a/AP")
+
+
 def test_a_checkpoint_that_does_not_fit_lists_every_difference(tmp_path):
     saved = checkpoints.Checkpoints(tmp_path)
     saved.save(7, _model(), {})

@@ -15,6 +15,9 @@ epochs. Examples that do not fill a batch of their bucket join a larger bucket i
 is left, the batch is filled with the first examples of the same bucket, which are then seen twice
 in that epoch.
 
+Examples that show rare classes can be repeated (`Examples.times`, from `sampling`): how often an
+epoch has one is drawn anew for every epoch, and each copy is augmented on its own.
+
 Why texts are grouped, and not each batch padded to the bucket of its longest: the longest of 64
 texts is nearly always long, so that would save little (tools/choose_buckets.py prints both), and a
 process that reads only its slice of a batch would not know it. Lengths come from the index of the
@@ -28,7 +31,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int, UInt64
+from jaxtyping import Float, Int, UInt64
 
 from unit_jax.data import batching, counters, transforms
 from unit_jax.data.batching import Bucket
@@ -46,12 +49,19 @@ class Examples:
       count: how many there are.
       height, width: of their images as stored, in pixels; None without images.
       tokens: lengths of their texts (language tasks), None = unknown: the task's maximum.
+      times: how often an epoch shows each in the mean, at least 1; None = once.
     """
 
     count: int
     height: Int[np.ndarray, "examples"] | None = None
     width: Int[np.ndarray, "examples"] | None = None
     tokens: Int[np.ndarray, "examples"] | None = None
+    times: Float[np.ndarray, "examples"] | None = None
+
+    def take(self, rows: Int[np.ndarray, "rows"]) -> "Examples":
+        """Some of them, in another order or repeated."""
+        arrays = (self.height, self.width, self.tokens, self.times)
+        return Examples(len(rows), *(None if a is None else a[rows] for a in arrays))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +219,7 @@ class _Order:
 
     def batch(self, number: int) -> StepPlan:
         while self._starts[-1] <= number:
-            seeds, numbers = self._draw(len(self._starts) - 1)
+            _, _, numbers = self._draw(len(self._starts) - 1)
             groups = group(numbers, self._batch_size, self._buckets)
             batches = sum(-(-len(rows) // self._batch_size) for rows in groups)
             self._starts.append(self._starts[-1] + batches)
@@ -220,21 +230,32 @@ class _Order:
             self._epochs[epoch] = self._plan_epoch(epoch)
         return self._epochs[epoch][number - self._starts[epoch]]
 
-    def _draw(self, epoch: int) -> tuple[UInt64[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-        """Augmentation seed and bucket number of every example in an epoch."""
+    def _draw(
+        self, epoch: int
+    ) -> tuple[Int[np.ndarray, "n"], UInt64[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+        """The examples of an epoch as rows, and augmentation seed and bucket number of each."""
         rows = np.arange(self._examples.count)
         seeds = counters.mix(self._key, "augmentation", epoch, rows)
-        sizes = padded_sizes(self._spec, self._examples, self._settings, seeds)
+        examples = self._examples
+        if examples.times is not None:
+            whole = np.floor(examples.times).astype(np.int64)
+            draws = counters.uniform(counters.mix(self._key, "repeat", epoch, rows))
+            counts = whole + (draws < examples.times - whole)
+            copy = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            rows = np.repeat(rows, counts)
+            seeds = np.where(copy > 0, counters.mix(seeds[rows], "copy", copy), seeds[rows])
+            examples = examples.take(rows)
+        sizes = padded_sizes(self._spec, examples, self._settings, seeds)
         numbers = batching.choose_bucket(sizes, self._buckets)
         if numbers.min() < 0:
             height, width = sizes[np.argmin(numbers)]
             raise ValueError(
                 f"{self._spec.name}: no bucket of data.buckets holds {height} x {width}"
             )
-        return seeds, numbers
+        return rows, seeds, numbers
 
     def _plan_epoch(self, epoch: int) -> list[StepPlan]:
-        seeds, numbers = self._draw(epoch)
+        rows, seeds, numbers = self._draw(epoch)
         shuffled = np.argsort(
             counters.mix(self._key, "order", epoch, np.arange(len(seeds))), kind="stable"
         )
@@ -242,10 +263,10 @@ class _Order:
         plans = []
         for bucket, members in zip(self._buckets, groups, strict=True):
             batches = -(-len(members) // self._batch_size)
-            rows = np.resize(
+            drawn = np.resize(
                 shuffled[members], (batches, self._batch_size)
             )  # repeats from the start
-            plans += [StepPlan(self._spec.name, bucket, r, seeds[r]) for r in rows]
+            plans += [StepPlan(self._spec.name, bucket, rows[d], seeds[d]) for d in drawn]
         order = np.argsort(
             counters.mix(self._key, "batches", epoch, np.arange(len(plans))), kind="stable"
         )

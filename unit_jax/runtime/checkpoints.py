@@ -24,7 +24,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from unit_jax import paths
-from unit_jax.runtime import digests, distributed, exits
+from unit_jax.runtime import digests, distributed
 
 FOLDER = "checkpoints"
 COMMITTED = "commit_success.txt"  # orbax's, in step folders of a bucket
@@ -40,8 +40,6 @@ class Damaged(ValueError):
 
 class NotWritten(ValueError):
     """A checkpoint could not be written; the message says which older one is safe."""
-
-    exit_code = exits.DISK
 
 
 class Checkpoints:
@@ -59,19 +57,22 @@ class Checkpoints:
         logging.get_absl_logger().setLevel("CRITICAL")
         python_logging.getLogger("asyncio").setLevel("CRITICAL")
         self.directory = epath.Path(directory)
-        policies = [preservation_policy.LatestN(max(max_to_keep, 2))]
+        policies, rank = [preservation_policy.LatestN(max(max_to_keep, 2))], None
         if best_metric:
+
+            def rank(metrics: Mapping[str, float]) -> float:
+                return _rank(metrics, best_metric)
+
             policies.append(
                 preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics.get(best_metric, float("-inf")),
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
+                    get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False
                 )
             )
         self._manager = ocp.CheckpointManager(
             paths.absolute(self.directory),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                best_fn=rank,  # without it the metrics are not stored, and forgotten by a resume
                 cleanup_tmp_directories=True,
             ),
             item_handlers=dict(
@@ -310,6 +311,34 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int]:
     if path.name.isdigit() and _is_finished(path):
         return path.parent, int(path.name)
     raise ValueError(f"no checkpoint at {path}; {REMEDY}")
+
+
+def best_step(path: epath.PathLike, metric: str) -> int:
+    """The step of a working folder whose checkpoint was saved with the highest value of a metric.
+
+    Raises:
+      ValueError: no checkpoint was saved with it.
+    """
+    folder = epath.Path(path) / FOLDER
+    steps, values = _steps(folder), {}
+    for step in steps:
+        file = folder / str(step) / "metrics" / "metrics"
+        with contextlib.suppress(OSError, ValueError):
+            values[step] = _rank(json.loads(file.read_text()), metric)
+    values = {step: value for step, value in values.items() if value > -math.inf}
+    if not values:
+        has = f"it has steps {', '.join(map(str, steps))}" if steps else "it has none"
+        raise ValueError(
+            f"--checkpoint=best: no checkpoint of {path} was saved with a value of {metric} "
+            f"({has}); give one of its step folders, or see config.train.best_metric"
+        )
+    return max(values, key=values.__getitem__)
+
+
+def _rank(metrics: Mapping[str, float], name: str) -> float:
+    """How good a checkpoint is; one without the value is worse than all."""
+    value = metrics.get(name)
+    return value if value is not None and math.isfinite(value) else -math.inf
 
 
 def exist(workdir: epath.Path) -> bool:
