@@ -6,7 +6,7 @@ import ml_collections
 import pytest
 
 from configs import demo, unit
-from unit_jax import config_files, settings
+from unit_jax import config_files, settings, tasks
 
 
 def test_a_file_is_read_with_changes(tmp_path):
@@ -129,3 +129,93 @@ def test_a_file_that_fails_is_told_in_one_line(tmp_path, text, expected):
         config_files.read(str(path))
     assert expected in str(error.value) and "\n" not in str(error.value)
     assert str(path) in str(error.value)
+
+
+ALL = tuple(tasks.PUBLISHED)
+JOINT = {"coco": 20, "visual_genome": 7, "vqa2": 26, "snli_ve": 12, "qnli": 10, "mnli": 10,
+         "qqp": 10, "sst2": 5}  # fmt: skip
+PLAIN, SKIP = "adam_w", "adam_w_skip_zero_grad"
+# The reference's configurations: argument, tasks, shared, optimizer, updates, parameters. One
+# task's decoder is its own, shared or not.
+ROWS = {
+    1: ("coco", ("coco",), None, PLAIN, 150_000, 191_790_880),
+    2: ("visual_genome", ("visual_genome",), None, PLAIN, 150_000, 194_092_695),
+    3: ("vqa2", ("vqa2",), None, PLAIN, 150_000, 193_476_601),
+    4: ("coco,vqa2", ("coco", "vqa2"), True, SKIP, 300_000, 194_808_409),
+    5: ("coco,vqa2,separate_decoders", ("coco", "vqa2"), False, PLAIN, 300_000, 242_077_273),
+    6: ("visual_genome,vqa2", ("visual_genome", "vqa2"), True, SKIP, 300_000, 197_110_224),
+    7: ("visual_genome,vqa2,separate_decoders", ("visual_genome", "vqa2"), False, PLAIN, 300_000,
+        244_379_088),
+    8: ("coco,visual_genome,vqa2", ALL[:3], True, SKIP, 450_000, 198_442_032),
+    9: ("coco,visual_genome,vqa2,separate_decoders", ALL[:3], False, PLAIN, 450_000, 292_979_760),
+    10: ("", ALL, True, PLAIN, 500_000, 201_507_900),
+    11: ("separate_decoders", ALL, False, PLAIN, 500_000, 532_389_948),
+    12: ("coco,no_task_embedding", ("coco",), None, PLAIN, 150_000, 191_528_736),
+    13: ("no_task_embedding", ALL, True, PLAIN, 500_000, 201_245_756),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_references_configurations(row):
+    argument, names, shared, optimizer, steps, _ = ROWS[row]
+    made = settings.from_config(unit.get_config(argument))
+    assert tuple(made.tasks) == names
+    assert shared is None or made.model.decoder.shared == shared
+    assert (made.optimizer.name, made.train.steps) == (optimizer, steps)
+    expected = [JOINT[name] if names == ALL else 1 for name in names]
+    assert list(made.ratios.values()) == pytest.approx(
+        [ratio / sum(expected) * sum(made.ratios.values()) for ratio in expected]
+    )
+    embedding = row not in (12, 13)
+    assert made.model.image_encoder.task_embedding == embedding
+    assert made.model.text_encoder.task_embedding == embedding
+    # Alike in all of them.
+    assert made.optimizer == dataclasses.replace(settings.OptimizerSettings(), name=optimizer)
+    assert (made.train.batch_size, made.model.backbone.dilation) == (64, True)
+    assert (made.model.decoder.width, made.model.decoder.layers) == (768, 6)
+    for name, spec in made.tasks.items():
+        assert spec.num_queries == (100 if name in ALL[:2] else 25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROWS)
+def test_the_references_parameter_counts(row):
+    import jax
+    from flax import nnx
+
+    from unit_jax.models.unit import Unit
+
+    made = settings.from_config(unit.get_config(ROWS[row][0]))
+    model = nnx.eval_shape(lambda: Unit(made.model, made.tasks, rngs=nnx.Rngs(0)))
+    leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert sum(leaf.size for leaf in leaves) == ROWS[row][-1]
+
+
+def test_the_papers_ablations_are_variants():
+    base = settings.from_config(unit.get_config("coco,snli_ve,mnli"))
+    made = settings.from_config(
+        unit.get_config(
+            "coco,snli_ve,mnli,decoder_layers=8,decoder_width=256,batch_size=32,all_bert_states,"
+            "loss_on_all_layers"
+        )
+    )
+    assert made.model == dataclasses.replace(
+        base.model,
+        decoder=settings.DecoderSettings(256, 8, True),
+        classify_all_layers=True,
+    )
+    assert made.train == dataclasses.replace(base.train, batch_size=32)
+    assert not any(spec.cls_only for spec in made.tasks.values())
+    for word in ("decoder_layers", "decoder_layers=x", "all_bert_states=1", "layers=3"):
+        with pytest.raises(ValueError, match=f"unknown variant '{word}'"):
+            unit.get_config(word)
+
+
+def test_published_figures_are_those_of_the_variant():
+    def figures(argument):
+        return settings.from_config(unit.get_config(argument)).report.paper
+
+    assert figures("")["coco/AP"] == 0.3899 and figures("no_task_embedding")["coco/AP"] == 0.3847
+    assert figures("coco") == {"coco/AP": 0.4054}
+    assert figures("coco,no_task_embedding") == {"coco/AP": 0.4015}
+    assert figures("vqa2") == figures("separate_decoders") == figures("coco,vqa2") == {}

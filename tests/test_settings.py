@@ -42,6 +42,11 @@ def test_every_variant_of_every_config_does_what_it_says(config):
             for encoder in (made.model.image_encoder, made.model.text_encoder):
                 assert encoder.task_embedding == ("no_task_embedding" not in chosen)
             assert list(made.tasks) == ["coco", "qqp"]
+    numbers = "decoder_layers=2,decoder_width=48,batch_size=4,all_bert_states,loss_on_all_layers"
+    made = settings.from_config(config.get_config(numbers))
+    assert (made.model.decoder.layers, made.model.decoder.width) == (2, 48)
+    assert made.train.batch_size == 4 and made.model.classify_all_layers
+    assert not any(spec.cls_only for spec in made.tasks.values())
 
 
 def test_the_defaults_are_the_papers_values():

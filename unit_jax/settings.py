@@ -386,7 +386,7 @@ def update(config: dict[str, Any], changes: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(config.get(key), dict) and key != "paper":
             update(config[key], value)
         else:
-            config[key] = value
+            config[key] = fields.plain(value)
 
 
 def names(cls: type, which: str) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ Differs from configs/unit.py in sizes, rates, ratios, image shapes, in `backbone
 
 from typing import Any
 
-from unit_jax import settings
 from unit_jax.configs import unit
 
 TASKS = dict(
@@ -20,65 +19,62 @@ TASKS = dict(
     sst2=dict(ratio=0.06, num_queries=4, max_tokens=24),
 )
 
+CHANGES = dict(
+    tasks=TASKS,
+    model=dict(
+        backbone=dict(depths=(1, 1, 1, 1), width=16, calibrate=64),
+        image_encoder=dict(width=64, layers=2),
+        text_encoder=dict(
+            vocab_size=0,  # that of the prepared vocabulary
+            width=96,
+            layers=2,
+            heads=4,
+            mlp_width=384,
+            max_positions=32,
+            task_rows=16,
+            tied_fresh_keys=True,  # there is no trained BERT to start from
+        ),
+        decoder=dict(width=96, layers=3),
+        heads=4,
+        mlp_width=256,
+        dropout=0.0,
+        attention_dropout=0.0,
+    ),
+    optimizer=dict(learning_rate=2.5e-4, backbone_learning_rate=8e-4, warmup_steps=500),
+    data=dict(
+        data_dir="runs/demo/data",
+        vocabulary="",
+        train_short_sides=(56, 60, 64),
+        train_max_side=80,
+        crop_short_sides=(64, 72),
+        crop_min=48,
+        crop_max=72,
+        crop_probability=0.3,
+        eval_short_side=64,
+        eval_max_side=80,
+        buckets=((80, 80),),
+        max_objects=8,
+        num_workers=0,
+        num_threads=2,
+        prefetch=4,
+    ),
+    train=dict(
+        steps=11_000,
+        batch_size=32,
+        eval_batch_size=50,
+        eval_every=5500,
+        checkpoint_every=500,
+        log_every=50,
+        max_to_keep=2,
+    ),
+    init_from=dict(model="", backbone="", text_encoder=""),
+    report=dict(blind_check=True),
+)
+
 
 def values(arg: str | None = None) -> dict[str, Any]:
     """The settings as a nested dict."""
-    config = unit.values(arg)
-    settings.update(
-        config,
-        dict(
-            tasks={name: dict(TASKS[name]) for name in config["tasks"]},
-            model=dict(
-                backbone=dict(depths=(1, 1, 1, 1), width=16, calibrate=64),
-                image_encoder=dict(width=64, layers=2),
-                text_encoder=dict(
-                    vocab_size=0,  # that of the prepared vocabulary
-                    width=96,
-                    layers=2,
-                    heads=4,
-                    mlp_width=384,
-                    max_positions=32,
-                    task_rows=16,
-                    tied_fresh_keys=True,  # there is no trained BERT to start from
-                ),
-                decoder=dict(width=96, layers=3),
-                heads=4,
-                mlp_width=256,
-                dropout=0.0,
-                attention_dropout=0.0,
-            ),
-            optimizer=dict(learning_rate=2.5e-4, backbone_learning_rate=8e-4, warmup_steps=500),
-            data=dict(
-                data_dir="runs/demo/data",
-                vocabulary="",
-                train_short_sides=(56, 60, 64),
-                train_max_side=80,
-                crop_short_sides=(64, 72),
-                crop_min=48,
-                crop_max=72,
-                crop_probability=0.3,
-                eval_short_side=64,
-                eval_max_side=80,
-                buckets=((80, 80),),
-                max_objects=8,
-                num_workers=0,
-                num_threads=2,
-                prefetch=4,
-            ),
-            train=dict(
-                steps=11_000,
-                batch_size=32,
-                eval_batch_size=50,
-                eval_every=5500,
-                checkpoint_every=500,
-                log_every=50,
-                max_to_keep=2,
-            ),
-            init_from=dict(model="", backbone="", text_encoder=""),
-            report=dict(blind_check=True),
-        ),
-    )
-    return config
+    return unit.values(arg, CHANGES)
 
 
 def get_config(arg: str | None = None):

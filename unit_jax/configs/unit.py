@@ -14,9 +14,12 @@ many tasks. The reference's thirteen configurations are
 
 and a run "with COCO init" adds `--config.init_from.model=RUN`, a run of 1 (of 12 for 13).
 
+The paper's ablations are `coco,snli_ve,mnli` with one of the other VARIANTS.
+
 What is not said here is at its default: docs/configuration.md, `unit_jax/settings.py`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from unit_jax import fields, settings
@@ -56,43 +59,46 @@ ALL_TASKS_WITHOUT_EMBEDDING = {
     "qqp/accuracy": 0.9061,
     "sst2/accuracy": 0.8850,
 }
-VARIANTS = ("separate_decoders", "no_task_embedding")
+# Changes of the settings, by the word that asks for them; N is the number after "=".
+VARIANTS: dict[str, dict[str, Any]] = {
+    "separate_decoders": {"model.decoder.shared": False},
+    "no_task_embedding": {
+        "model.image_encoder.task_embedding": False,
+        "model.text_encoder.task_embedding": False,
+    },
+    # The paper's ablations.
+    "decoder_layers=N": {"model.decoder.layers": int},
+    "decoder_width=N": {"model.decoder.width": int},
+    "batch_size=N": {"train.batch_size": int},
+    "all_bert_states": {},  # the decoder reads all tokens of every text, not [CLS] alone
+    "loss_on_all_layers": {"model.classify_all_layers": True},
+}
 
 
-def values(arg: str | None = None) -> dict[str, Any]:
+def values(arg: str | None = None, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """All settings as a nested dict (what `unit_jax.settings.from_config` reads).
 
     Args:
       arg: variants and names of tasks, joined by commas.
+      changes: nested settings in place of the paper's. Variants change what they give.
 
     Raises:
       ValueError: one of them is unknown.
     """
     words = [word for word in (arg or "").split(",") if word]
-    for word in words:
-        if word not in VARIANTS and word not in RATIOS:
-            raise ValueError(
-                f"unknown variant {word!r}{fields.did_you_mean(word, [*VARIANTS, *RATIOS])} "
-                f"(known: {', '.join(VARIANTS)}, and the tasks {', '.join(RATIOS)})"
-            )
     chosen = [name for name in RATIOS if name in words] or list(RATIOS)
-    separate, no_embedding = (variant in words for variant in VARIANTS)
+    variants = [_variant(word) for word in words if word not in RATIOS]
+    separate, no_embedding = "separate_decoders" in words, "no_task_embedding" in words
     few = len(chosen) <= FEW
+    skip_zeros = few and len(chosen) > 1 and not separate
 
     config = settings.defaults()
     settings.update(
         config,
         dict(
             tasks={name: dict(ratio=1.0 if few else RATIOS[name]) for name in chosen},
-            model=dict(
-                image_encoder=dict(task_embedding=not no_embedding),
-                text_encoder=dict(task_embedding=not no_embedding),
-                decoder=dict(shared=not separate),
-            ),
             optimizer=dict(
-                name="adam_w_skip_zero_grad"
-                if few and len(chosen) > 1 and not separate
-                else "adam_w",
+                name="adam_w_skip_zero_grad" if skip_zeros else "adam_w",
                 learning_rate=5e-5,
                 backbone_learning_rate=1e-5,
             ),
@@ -105,7 +111,36 @@ def values(arg: str | None = None) -> dict[str, Any]:
             report=dict(paper=_published(chosen, separate, no_embedding)),
         ),
     )
+    for change in [changes or {}, *variants]:
+        settings.update(config, change)
+    config["tasks"] = {name: config["tasks"][name] for name in chosen}
+    if "all_bert_states" in words:
+        for task in config["tasks"].values():
+            task["cls_only"] = False
     return config
+
+
+def _variant(word: str) -> dict[str, Any]:
+    """The changes that a word of the argument asks for.
+
+    Raises:
+      ValueError: it is unknown.
+    """
+    name, equals, number = word.partition("=")
+    known = name + "=N" * bool(equals)
+    if known not in VARIANTS or (equals and not number.isdigit()):
+        raise ValueError(
+            f"unknown variant {word!r}{fields.did_you_mean(name, [*VARIANTS, *RATIOS])} "
+            f"(known: {', '.join(VARIANTS)}, and the tasks {', '.join(RATIOS)})"
+        )
+    changes: dict[str, Any] = {}
+    for key, value in VARIANTS[known].items():
+        *groups, last = key.split(".")
+        node = changes
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[last] = value(number) if equals else value
+    return changes
 
 
 def _published(chosen: list[str], separate: bool, no_embedding: bool) -> dict[str, float]:
