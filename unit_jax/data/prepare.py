@@ -345,6 +345,7 @@ class _Writer:
             **facts,
             "splits": splits,
             "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
+            "digests": {path.name: prepared.digest(path) for path in sorted(folder.iterdir())},
         }
         others = {k: v for k, v in self.manifest["datasets"].items() if k != dataset.name}
         self._save_manifest(datasets=others)

@@ -18,6 +18,7 @@ import os
 import pathlib
 import threading
 from collections.abc import Iterable
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -55,10 +56,34 @@ class Records:
         return self._count
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Record `row` as TFDS parses it: text is bytes, images stay encoded."""
+        """Record `row` as TFDS parses it: text is bytes, images stay encoded.
+
+        Raises:
+          ValueError: it is damaged; names the file, the record and the remedy. (The files carry a
+            checksum for each record.)
+        """
         if not 0 <= row < self._count:
             raise IndexError(f"row {row} of {self._directory} ({self._split}: {self._count} rows)")
-        return self._open()[int(row)]
+        try:
+            return self._open()[int(row)]
+        except Exception as error:  # readers, parsers and file systems raise many kinds
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            file, number = self._place(row)
+            raise ValueError(
+                f"{file}: record {number} (row {row} of {self._split}) cannot be read ({reason}); "
+                f"copy that file again from where it is whole, {_remedy(file)}"
+            ) from error
+
+    def _place(self, row: int) -> tuple[pathlib.Path, int]:
+        """The file that holds a row, and the row's number in it."""
+        try:
+            split = tfds.builder_from_directory(self._directory).info.splits[self._split]
+            lengths, files = list(split.shard_lengths), list(split.filepaths)
+        except Exception:  # what describes the files is damaged too
+            return pathlib.Path(self._directory) / "dataset_info.json", row
+        ends = np.cumsum(lengths)
+        shard = int(np.searchsorted(ends, row, side="right"))
+        return pathlib.Path(files[shard]), row - int(ends[shard]) + lengths[shard]
 
     def stored_count(self) -> int:
         """Records that the files hold, whatever was promised."""
@@ -221,8 +246,7 @@ class PreparedData:
         entry = self._entry(task)
         facts = self._split_entry(task, name)
         directory = self.data_dir / task / entry["version"]
-        with np.load(directory / f"index-{name}.npz") as index:
-            arrays = {key: index[key] for key in index.files}
+        arrays = _read_index(directory / f"index-{name}.npz")
         images = self._image_store(entry["images"]) if entry.get("images") else None
         split = Split(
             task,
@@ -256,6 +280,65 @@ class PreparedData:
         if split not in entries:
             raise ValueError(f"{task} has no split {split!r}; it has {', '.join(entries)}")
         return entries[split]
+
+
+def _read_index(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as index:  # its zip carries checksums
+            return {key: index[key] for key in index.files}
+    except Exception as error:  # NumPy and zipfile raise many kinds
+        raise ValueError(
+            f"{path} cannot be read ({type(error).__name__}); copy that file again from where it "
+            f"is whole, {_remedy(path)}"
+        ) from error
+
+
+def _remedy(path: pathlib.Path) -> str:
+    """The second one, of a file in <name>/<version>/."""
+    return f"or prepare {path.parent.parent.name} again (tools/prepare_data.py --overwrite)"
+
+
+def verify(data: PreparedData) -> int:
+    """Compares all files that the tasks need with the digests that preparing left in the manifest.
+
+    Returns:
+      How many files were read.
+
+    Raises:
+      ValueError: lists those that differ, and data sets that were prepared without digests.
+    """
+    entries = data.manifest["datasets"]
+    names = [*data.tasks, *(entries[task].get("images") for task in data.tasks)]
+    names = [name for name in dict.fromkeys(names) if name]
+    faults, files = [], []
+    for name in names:
+        folder = data.data_dir / name / entries[name]["version"]
+        if "digests" not in entries[name]:
+            faults.append(f"{name} was prepared without digests; prepare it again to have them")
+        files += [(folder / file, at) for file, at in entries[name].get("digests", {}).items()]
+    with futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for (path, wanted), found in zip(
+            files, pool.map(digest, [path for path, _ in files]), strict=True
+        ):
+            if found != wanted:
+                faults.append(f"{path} is not the file that was prepared")
+    if faults:
+        raise ValueError(
+            "--verify_data: the prepared data are damaged:\n  "
+            + "\n  ".join(faults)
+            + "\ncopy these files again from where they are whole, or prepare again "
+            "(tools/prepare_data.py --overwrite)"
+        )
+    return len(files)
+
+
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file in hex; "" of one that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def problems(data_dir: str | os.PathLike, tasks: Iterable[str], vocabulary: str = "") -> list[str]:
