@@ -88,9 +88,8 @@ def values(arg: str | None = None, changes: Mapping[str, Any] | None = None) -> 
     words = [word for word in (arg or "").split(",") if word]
     chosen = [name for name in RATIOS if name in words] or list(RATIOS)
     variants = [_variant(word) for word in words if word not in RATIOS]
-    separate, no_embedding = "separate_decoders" in words, "no_task_embedding" in words
     few = len(chosen) <= FEW
-    skip_zeros = few and len(chosen) > 1 and not separate
+    skip_zeros = few and len(chosen) > 1 and "separate_decoders" not in words
 
     config = settings.defaults()
     settings.update(
@@ -108,7 +107,7 @@ def values(arg: str | None = None, changes: Mapping[str, Any] | None = None) -> 
                 backbone="weights/detr-r50-dc5-f0fb7ef5.pth",
                 text_encoder="weights/bert-base-uncased",
             ),
-            report=dict(paper=_published(chosen, separate, no_embedding)),
+            report=dict(paper=_published(chosen, [w for w in words if w not in RATIOS])),
         ),
     )
     for change in [changes or {}, *variants]:
@@ -143,13 +142,17 @@ def _variant(word: str) -> dict[str, Any]:
     return changes
 
 
-def _published(chosen: list[str], separate: bool, no_embedding: bool) -> dict[str, float]:
+def _published(chosen: list[str], variants: list[str]) -> dict[str, float]:
     """The released models' figures of a variant, where there is such a model."""
     if chosen == ["coco"]:  # one task's decoder is its own, either way
-        return {"coco/AP": 0.4015 if no_embedding else 0.4054}
-    if len(chosen) < len(RATIOS) or separate:
+        variants = [word for word in variants if word != "separate_decoders"]
+    if variants not in ([], ["no_task_embedding"]):
         return {}
-    return dict(ALL_TASKS_WITHOUT_EMBEDDING if no_embedding else ALL_TASKS)
+    if chosen == ["coco"]:
+        return {"coco/AP": 0.4015 if variants else 0.4054}
+    if len(chosen) < len(RATIOS):
+        return {}
+    return dict(ALL_TASKS_WITHOUT_EMBEDDING if variants else ALL_TASKS)
 
 
 def get_config(arg: str | None = None):

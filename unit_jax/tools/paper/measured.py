@@ -1,0 +1,150 @@
+"""What runs of the paper's rows measured, beside what was published: a table and a picture."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+
+from etils import epath
+from rich.table import Table
+
+from unit_jax.tools.paper.rows import ALL, HEADLINES, ROWS, Row
+
+REPORT = "report.json"  # of a finished run, see evaluation.report
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A row's run.
+
+    Attributes:
+      row: which.
+      values: headline metric in percent by task.
+    """
+
+    row: Row
+    values: Mapping[str, float]
+
+
+def collect(folder: epath.Path) -> tuple[list[Measured], list[str]]:
+    """The finished runs of a folder of working folders, named after rows.
+
+    Returns:
+      the runs in the table's order, and names of folders that hold a report and are no row.
+    """
+    reports = {path.parent.name: path for path in sorted(folder.glob(f"*/{REPORT}"))}
+    found = []
+    for name, row in ROWS.items():
+        if name in reports:
+            lines = json.loads(reports[name].read_text())
+            values = {
+                line["task"]: 100 * line["value"]
+                for line in lines
+                if line["metric"] == HEADLINES.get(line["task"]) and line["value"] is not None
+            }
+            found.append(Measured(row, values))
+    return found, [name for name in reports if name not in ROWS]
+
+
+def table(found: Sequence[Measured], published: bool) -> Table:
+    """A line per run, a column per task; published figures stand below the measured ones.
+
+    Args:
+      published: False for runs of the demo, whose data are others.
+    """
+    result = Table(title="measured" + (" and published, in percent" if published else ""))
+    result.add_column("row")
+    result.add_column("")
+    for task in ALL:
+        result.add_column(task, justify="right")
+    for run in found:
+        lines = [("measured", run.values)]
+        if published:
+            lines += [("reference", run.row.reference), ("paper, from memory", run.row.paper)]
+        for i, (what, values) in enumerate(lines):
+            if values:
+                cells = [f"{values[task]:.2f}" if task in values else "" for task in ALL]
+                result.add_row(run.row.name if i == 0 else "", what, *cells)
+        result.add_section()
+    return result
+
+
+def markdown(found: Sequence[Measured], published: bool) -> str:
+    """The same as a table in Markdown."""
+    lines = ["| row | | " + " | ".join(ALL) + " |", "|---|---|" + "---:|" * len(ALL)]
+    for run in found:
+        sources = [("measured", run.values)]
+        if published:
+            sources += [("reference", run.row.reference), ("paper, from memory", run.row.paper)]
+        for what, values in sources:
+            if values:
+                cells = [f"{values[task]:.2f}" if task in values else "–" for task in ALL]
+                lines.append(f"| {run.row.name} | {what} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+# Colours of how a row was trained, in the order of the legend.
+_KINDS = (
+    ("alone", "#8c95a6", lambda row: len(row.tasks) == 1 and not row.needs),
+    ("together, separate decoders", "#d98a3d", lambda row: "separate_decoders" in row.variants),
+    ("together, then alone", "#8b5fbf", lambda row: row.name.startswith("finetuned_")),
+    ("together, shared decoder", "#2f7fc1", lambda row: True),
+)
+
+
+def draw(found: Sequence[Measured], path: epath.Path, published: bool) -> None:
+    """A panel per task with a bar per run; a dark tick on a bar is the published figure."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    panels = {task: [run for run in found if task in run.values] for task in ALL}
+    panels = {task: runs for task, runs in panels.items() if runs}
+    if not panels:
+        return
+    columns = 2
+    rows = -(-len(panels) // columns)
+    most = max(map(len, panels.values()))
+    figure = Figure(figsize=(13, 1.1 + rows * (0.75 + 0.34 * most)), facecolor="white", dpi=120)
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for place, (task, runs) in zip(axes, panels.items(), strict=False):
+        for y, run in enumerate(runs):
+            color = next(color for _, color, belongs in _KINDS if belongs(run.row))
+            value = run.values[task]
+            place.barh(y, value, color=color, height=0.7)
+            place.text(value, y, f" {value:.1f}", va="center", size=9, color="#1f2430")
+            figures = run.row.reference or run.row.paper
+            if published and task in figures:
+                place.plot([figures[task]] * 2, [y - 0.4, y + 0.4], color="#1f2430", linewidth=2.2)
+        place.set_yticks(range(len(runs)), [_short(run.row) for run in runs], size=9)
+        place.set_ylim(len(runs) - 0.4, -0.6)
+        place.set_xlim(0, 1.13 * max(run.values[task] for run in runs) + 1e-9)
+        place.set_title(f"{task}: {HEADLINES[task]} in percent", loc="left", size=11, weight="bold")
+        place.spines[["top", "right", "bottom"]].set_visible(False)
+        place.tick_params(length=0)
+        place.set_xticks([])
+    for place in axes[len(panels) :]:
+        place.set_axis_off()
+    handles = [Patch(color=color, label=label) for label, color, _ in _KINDS]
+    figure.legend(handles=handles, loc="upper right", ncols=4, frameon=False, fontsize=9)
+    figure.text(0.012, 0.995, "Alone or together?", size=15, weight="bold", va="top")
+    figure.tight_layout(rect=(0, 0, 1, 0.965), h_pad=1.6)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    path.write_bytes(buffer.getvalue())
+
+
+def _short(row: Row) -> str:
+    """What tells a row from the others of its panel."""
+    if row.name.startswith("finetuned_"):
+        return "all 8, COCO init, then alone"
+    if len(row.tasks) == 1:
+        return "alone" + (", no task embedding" if row.variants else "")
+    return (
+        row.title.replace("coco + visual_genome + vqa2", "3 data sets")
+        .replace(" decoders", "")
+        .replace(" decoder", "")
+    )
