@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from unit_jax import settings as settings_lib
 from unit_jax.data import loader
 from unit_jax.data.prepared import PreparedData, read_lines
-from unit_jax.interop import init_from, transfer
+from unit_jax.interop import init_from, sources, transfer
 from unit_jax.models import flat
 from unit_jax.models.flat import Flat
 from unit_jax.models.unit import Unit
@@ -236,12 +236,14 @@ def missing_weights(init_from: settings_lib.InitSettings) -> list[str]:
 
 def _is_there(field: str, path: str) -> bool:
     # A hub name has one slash at most and no file ending; whether the hub has it shows when read.
+    if field == "model" and path == sources.DEMO:
+        return sources.demo_file().exists()
     hub_name = field == "text_encoder" and path.count("/") < 2 and not epath.Path(path).suffix
     return epath.Path(path).exists() or (hub_name and not path.startswith("weights/"))
 
 
 _WEIGHTS = {
-    "model": "give a checkpoint folder of ours, a file of MMF's UniT or one of DETR's",
+    "model": 'give "demo", a checkpoint of ours, or a file of the UniT of MMF or of DETR',
     "backbone": "download DETR's R50-DC5 checkpoint (detr-r50-dc5-f0fb7ef5.pth) there",
     "text_encoder": "download bert-base-uncased (config.json, model.safetensors, vocab.txt) there",
 }

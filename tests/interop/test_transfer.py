@@ -1,6 +1,7 @@
 """Weights of a checkpoint in a model of other tasks, classes and words."""
 
 import dataclasses
+import json
 import pickle
 import sys
 import types
@@ -257,6 +258,27 @@ def test_lightning_nesting_and_averaged_copies(tmp_path, old, monkeypatch):
         )
         np.testing.assert_array_equal(after["queries.coco"], old["queries.coco"])
         assert told in str(report)
+
+
+def test_a_file_of_ours_tells_its_tasks_and_words(tmp_path, old, monkeypatch):
+    """As `convert --to safetensors` writes it; "demo" is such a file of the package."""
+    tasks = {"coco": {"kind": "detection", "index": 0}}
+    names = {"tasks": {"coco": {"labels": CLASSES}}, "vocabulary": ["[PAD]", "a"]}
+    header = {"settings": {"tasks": tasks}, "names": names, "data": {"vocabulary": "abc"}}
+    half = {name: array.astype(np.float16) for name, array in old.items()}
+    path = tmp_path / "unit.safetensors"
+    torch_files.save_safetensors(path, half, {"unit_jax": json.dumps(header)})
+    monkeypatch.setattr(sources, "demo_file", lambda: path)
+    source = sources.read("demo")
+    assert source.tasks["coco"] == TaskFacts(0, True, False, CLASSES)
+    assert (source.tokens, source.vocabulary) == (("[PAD]", "a"), "abc")
+    settings = settings_of(("pets", "coco", dict(num_labels=1)))
+    model = transfer.Model(init_from.task_facts(settings, dict(pets=("cat",))))
+    after, report = init_from.model_from_checkpoint(fresh(settings), path, model)
+    kernel = after["heads.pets.classes.kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel[:, 0], half["heads.coco.classes.kernel"][:, 1])
+    assert "a checkpoint of ours" in str(report)
 
 
 def test_what_old_metadata_tell_of_tasks():

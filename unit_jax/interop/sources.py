@@ -1,19 +1,23 @@
 """Where a model's weights can come from: what is in a checkpoint, whoever wrote it.
 
-`read` takes a checkpoint of ours (a working folder or a step's folder), a file of MMF's UniT or a
-file of DETR's, and tells its arrays by our parameter paths and the tasks that it answers.
+`read` takes a checkpoint of ours (a working folder, a step's folder, a .safetensors file, or "demo",
+the weights that come with the package), a file of MMF's UniT or a file of DETR's, and tells its
+arrays by our parameter paths and the tasks that it answers.
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 import jax
 import numpy as np
+import safetensors
 from etils import epath
 
 from unit_jax.interop import coco_classes, detr, mmf, torch_files
@@ -21,6 +25,7 @@ from unit_jax.runtime import checkpoints
 from unit_jax.tasks import PUBLISHED
 
 Arrays = dict[str, np.ndarray]
+DEMO = "demo"  # name of the weights that come with the package
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +78,13 @@ def read(path: str | os.PathLike) -> Source:
     Raises:
       ValueError: there is none, it is damaged, or holds something else.
     """
+    if os.fspath(path) == DEMO and not epath.Path(path).exists():
+        path = demo_file()
     if epath.Path(path).is_dir():
-        return _ours(path)
+        return _ours(*read_checkpoint(path))
     content = torch_files.open_state_dict(path)
+    if any(name.startswith("queries.") for name in content.arrays):  # our paths
+        return _ours(content.arrays, _header(path))
     with naming(path):
         if detr.is_whole(content.arrays):
             arrays, unknown = detr.import_whole(content.arrays)
@@ -113,7 +122,9 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:
 
 def saved_tasks(metadata: Mapping[str, Any]) -> dict[str, TaskFacts]:
     """The tasks that the metadata of a checkpoint of ours tell, of any version."""
-    labels = metadata.get("labels", {})
+    named = metadata.get("names", {}).get("tasks", {})
+    labels = {task: names.get("labels", ()) for task, names in named.items()}
+    labels |= metadata.get("labels", {})
     found = {}
     for name, values in metadata.get("settings", {}).get("tasks", {}).items():
         # Tasks had a kind before they had inputs.
@@ -139,17 +150,30 @@ def naming(source: str | os.PathLike) -> Iterator[None]:
         raise ValueError(f"{source}: {error}") from error
 
 
-def _ours(path: str | os.PathLike) -> Source:
-    arrays, metadata = read_checkpoint(path)
+def demo_file() -> pathlib.Path:
+    """Where the demo's weights lie in the package, if they are there."""
+    return pathlib.Path(str(resources.files("unit_jax") / "demo" / "weights" / "demo.safetensors"))
+
+
+def _header(path: str | os.PathLike) -> dict[str, Any]:
+    """What a .safetensors file of ours tells beside its arrays: the metadata of a checkpoint."""
+    with contextlib.suppress(Exception):  # another kind of file, which `torch_files` has read
+        with safetensors.safe_open(os.fspath(path), "numpy") as file:
+            return json.loads((file.metadata() or {}).get("unit_jax", "{}"))
+    return {}
+
+
+def _ours(arrays: Arrays, metadata: Mapping[str, Any]) -> Source:
     settings = metadata.get("settings", {})
     vocabulary = metadata.get("data", {}).get("vocabulary", "")
+    told = tuple(metadata.get("names", {}).get("vocabulary", ()))
     return Source(
         "a checkpoint of ours",
         arrays,
         saved_tasks(metadata),
         bn_eps=settings.get("model", {}).get("backbone", {}).get("bn_eps"),
         vocabulary=vocabulary,
-        tokens=_tokens(settings.get("data", {}).get("data_dir", ""), vocabulary),
+        tokens=told or _tokens(settings.get("data", {}).get("data_dir", ""), vocabulary),
     )
 
 
