@@ -1,6 +1,6 @@
 """Where a model's weights can come from: what is in a checkpoint, whoever wrote it.
 
-`read` takes a checkpoint of ours (a working folder, a step's folder, a .safetensors file, or "demo",
+`read` takes a checkpoint of ours (a working folder, a step folder, a .safetensors file or "demo",
 the weights that come with the package), a file of MMF's UniT or a file of DETR's, and tells its
 arrays by our parameter paths and the tasks that it answers.
 """
