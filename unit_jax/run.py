@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from unit_jax import settings as settings_lib
-from unit_jax.data import loader
+from unit_jax.data import choices, loader
 from unit_jax.data.prepared import PreparedData, read_lines
 from unit_jax.interop import init_from, sources, transfer
 from unit_jax.models import flat
@@ -182,11 +182,13 @@ def open_run(config: Mapping[str, Any] | Settings, needs_initial_weights: bool =
         problems += missing_weights(settings.init_from)
     if problems:
         raise ValueError("\n".join([*problems, DEMO]))
-    settings = with_label_counts(settings, data)
+    mesh = partitioning.make_mesh(settings.mesh)
+    settings, told = choices.fill(with_label_counts(settings, data), data, mesh.size)
+    if told and distributed.is_first():
+        print("chosen by the data:", *told, sep="\n  ")
     loader.check(
         settings, data, [(task, split) for task in settings.tasks for split in ("train", "val")]
     )
-    mesh = partitioning.make_mesh(settings.mesh)
     train_step.check_batch_sizes(settings.train, mesh)
     graph, params, statistics = flat.abstract(lambda: _build(settings))
     return Run(settings, data, mesh, graph, *partitioning.abstract((params, statistics), mesh))

@@ -6,6 +6,7 @@ settings of a task (`unit_jax/tasks.py`).
 """
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -13,6 +14,8 @@ from typing import Any, Literal
 from unit_jax import fields
 from unit_jax import tasks as tasks_lib
 from unit_jax.fields import group, setting
+
+BY_SIZE = math.inf  # a task's ratio "size"; the data turn it into a number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +178,9 @@ class OptimizerSettings:
     eps: float = setting(1e-8, "added to the root of the second moments", low=0)
     weight_decay: float = setting(1e-4, "of every parameter, times the learning rate", low=0)
     clip_norm: float = setting(0.1, "largest L2 norm of all gradients together", above=0)
-    warmup_steps: int = setting(2000, "updates in which the rates rise from 0", low=0)
+    warmup_steps: int = setting(
+        2000, "updates in which the rates rise from 0; -1 = a tenth of them all", low=-1
+    )
     frozen: tuple[str, ...] = setting(
         ("backbone.conv1", "backbone.layer1"),
         "parameters that are never updated: paths, or the modules that they lie in",
@@ -204,7 +209,10 @@ class DataSettings:
     crop_probability: float = setting(0.5, "of a crop", low=0, high=1)
     flip_probability: float = setting(0.5, "of a mirror image", low=0, high=1)
     eval_short_side: int = setting(
-        800, "short side in evaluation, and in training of tasks that do not augment", low=1
+        800,
+        "short side in evaluation, and in training of tasks that do not augment; 0 = all sizes by "
+        "the median training image, with the proportions of these defaults",
+        low=0,
     )
     eval_max_side: int = setting(1333, "longest side of the same", low=1)
     # `tools/choose_buckets.py` prints these, and what padding costs with them.
@@ -219,16 +227,25 @@ class DataSettings:
             (800, 1344),
             (1344, 800),
         ),
-        "(height, width) of the padded images; an image takes the smallest that it fits",
+        "(height, width) of the padded images; an image takes the smallest that it fits; () = "
+        "those that pad least, few for few images",
         low=1,
-        items=1,
     )
     text_buckets: tuple[int, ...] = setting(
         (32, 64), "tokens of padded texts of tasks without images, beside max_tokens", low=1
     )
-    max_objects: int = setting(100, "most objects of an image", low=1)
+    max_objects: int = setting(
+        100, "most objects of an image; 0 = as many as one has in the training data", low=0
+    )
     truncate_objects: bool = setting(
         False, "images with more objects lose the last ones; False = that is an error"
+    )
+    repeat_rare: float = setting(
+        0.0,
+        "classes that fewer than this share of a task's training examples show are shown more "
+        "often, sqrt(repeat_rare / their share) times an epoch; 0 = all examples once",
+        low=0,
+        high=1,
     )
     num_workers: int = setting(
         4, "worker processes that prepare batches; 0 = threads of this process", low=0, local=True
@@ -242,7 +259,12 @@ class TrainSettings:
     """The training loop."""
 
     steps: int = setting(500_000, "updates of the whole run", low=1)
-    batch_size: int = setting(64, "examples of a step over all devices", low=1)
+    epochs: float = setting(
+        0.0, "passes over the training data that `steps` is raised to, where it is less", low=0
+    )
+    batch_size: int = setting(
+        64, "examples of a step over all devices; 0 = by their number and the size of images", low=0
+    )
     accumulate_steps: int = setting(
         1, "parts that a batch goes through the model in; they divide batch_size", low=1
     )
@@ -250,9 +272,15 @@ class TrainSettings:
         10, "steps in a row with a loss or gradient that is not finite, before the run ends", low=1
     )
     compile_ahead: bool = setting(True, "all programs are compiled before the first step")
-    eval_batch_size: int = setting(64, "examples of a batch in evaluation", low=1)
-    eval_every: int = setting(10_000, "steps between evaluations", low=1)
-    checkpoint_every: int = setting(10_000, "steps between checkpoints", low=1)
+    eval_batch_size: int = setting(
+        64, "examples of a batch in evaluation; 0 = as batch_size = 0", low=0
+    )
+    eval_every: int = setting(
+        10_000, "steps between evaluations; 0 = a twentieth of the steps", low=0
+    )
+    checkpoint_every: int = setting(
+        10_000, "steps between checkpoints; 0 = as many as between evaluations", low=0
+    )
     log_every: int = setting(50, "steps between lines of the log", low=1)
     max_to_keep: int = setting(5, "newest checkpoints that stay, beside the best", low=1)
     best_metric: str = setting(
@@ -260,13 +288,26 @@ class TrainSettings:
         'which checkpoint is the best, "task/metric"; "" = vqa2/vqa_accuracy, else the first '
         "task's first metric",
     )
+    stop_after: int = setting(
+        0,
+        "evaluations in a row without a better best_metric after which training ends, and the "
+        "report is the best checkpoint's; 0 = it goes on to the last step",
+        low=0,
+    )
+    report_best: bool = setting(
+        False, "the report at the end is the best checkpoint's, not the last one's"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class InitSettings:
     """Files whose weights a fresh run starts from; "" = none."""
 
-    model: str = setting("", "a whole UniT: an MMF file, or a checkpoint of ours")
+    model: str = setting(
+        "",
+        'any checkpoint, of which what fits is taken: of ours, "demo" (comes with the package), or '
+        "a file of the UniT of MMF or of DETR",
+    )
     backbone: str = setting("weights/detr-r50-dc5-f0fb7ef5.pth", "a DETR checkpoint: its ResNet")
     text_encoder: str = setting("weights/bert-base-uncased", "a BERT: file, folder or hub name")
 
@@ -315,7 +356,8 @@ class Settings:
 
     Attributes:
       tasks: the selected tasks, in the order of the published table.
-      ratios: how often a training step takes each task, relative to the others.
+      ratios: how often a training step takes each task, relative to the others; BY_SIZE = by its
+        number of training examples.
     """
 
     seed: int = setting(0, "of parameters, dropout, the mixture and augmentation", low=0)
@@ -421,7 +463,10 @@ def _tasks(
             continue
         overrides = dict(selected[name])
         ratio = overrides.pop("ratio", 1.0)
-        ratios[name] = reader.convert(float, ratio, f"{where}.ratio", fields.About(low=0))
+        if ratio == "size":
+            ratios[name] = BY_SIZE
+        else:
+            ratios[name] = reader.convert(float, ratio, f"{where}.ratio", fields.About(low=0))
         try:
             specs[name] = tasks_lib.resolve(name, overrides)
         except ValueError as error:

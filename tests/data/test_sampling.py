@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from unit_jax.data import sampling
+from unit_jax.settings import BY_SIZE
 
 
 def test_rare_classes_are_repeated_by_the_square_root_of_their_rarity():
@@ -25,9 +26,9 @@ def test_classes_of_every_kind_of_record():
 
 def test_tasks_by_size_share_what_the_others_leave():
     sizes = dict(a=300, b=100, c=7)
-    assert sampling.ratios(dict(a="size", b="size", c=0.2), sizes) == dict(
+    assert sampling.ratios(dict(a=BY_SIZE, b=BY_SIZE, c=0.2), sizes) == dict(
         a=pytest.approx(0.6), b=pytest.approx(0.2), c=0.2
     )
     assert sampling.ratios(dict(a=2, b=1), sizes) == dict(a=2.0, b=1.0)
     with pytest.raises(ValueError, match="leave of 1, which is nothing: theirs sum to 1.5"):
-        sampling.ratios(dict(a="size", c=1.5), sizes)
+        sampling.ratios(dict(a=BY_SIZE, c=1.5), sizes)

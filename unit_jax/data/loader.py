@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from unit_jax.batch import Batch, Targets
-from unit_jax.data import batching, mixture, text, transforms
+from unit_jax.data import batching, mixture, sampling, text, transforms
 from unit_jax.data.batching import Bucket
 from unit_jax.data.mixture import Examples, StepPlan
 from unit_jax.data.prepared import PreparedData, Split
@@ -51,7 +51,8 @@ def train_batches(
     names = [name for name in settings.tasks if settings.ratios[name] > 0]
     check(settings, data, [(name, "train") for name in names])
     splits = {name: data.split(name, "train") for name in names}
-    plans = mixture.Mixture(settings, {name: _examples(split) for name, split in splits.items()})
+    rare = settings.data.repeat_rare
+    plans = mixture.Mixture(settings, {n: _examples(split, rare) for n, split in splits.items()})
     tokenizer = _tokenizer(settings, data, names)
     readers = {
         name: _Reader(settings.tasks[name], split, settings.data, tokenizer, data, training=True)
@@ -396,8 +397,13 @@ def _decoded_bytes(split: Split) -> int:
     return 3 * int((split.height[first].astype(np.int64) * split.width[first]).sum())
 
 
-def _examples(split: Split) -> Examples:
-    return Examples(len(split), split.height, split.width, split.num_tokens)
+def _examples(split: Split, repeat_rare: float = 0.0) -> Examples:
+    """What planning needs; where rare classes are repeated all records are read for it."""
+    times = None
+    if repeat_rare:
+        classes = [sampling.classes_of(split[row]) for row in range(len(split))]
+        times = sampling.repeat_times(classes, repeat_rare)
+    return Examples(len(split), split.height, split.width, split.num_tokens, times)
 
 
 def _tokenizer(

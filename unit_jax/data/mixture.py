@@ -185,16 +185,20 @@ def padded_sizes(
     return np.minimum(examples.tokens, spec.max_tokens)[:, None]
 
 
+def possible_sizes(
+    spec: TaskSpec, examples: Examples, settings: DataSettings, training: bool
+) -> Int[np.ndarray, "sizes dims"]:
+    """All that buckets must hold of these examples, under any augmentation."""
+    if not spec.has_image:
+        return padded_sizes(spec, examples, settings)
+    return transforms.possible_sizes(spec.kind, examples.height, examples.width, settings, training)
+
+
 def possible_buckets(
     spec: TaskSpec, examples: Examples, settings: DataSettings, training: bool
 ) -> tuple[Bucket, ...]:
     """The buckets that the batches of these examples can have, under any augmentation."""
-    if spec.has_image:
-        sizes = transforms.possible_sizes(
-            spec.kind, examples.height, examples.width, settings, training
-        )
-    else:
-        sizes = padded_sizes(spec, examples, settings)
+    sizes = possible_sizes(spec, examples, settings, training)
     buckets = buckets_of(spec, settings)
     return tuple(buckets[number] for number in np.unique(batching.choose_bucket(sizes, buckets)))
 

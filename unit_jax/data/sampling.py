@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-BY_SIZE = "size"  # as a task's ratio
+from unit_jax.settings import BY_SIZE
 
 
 def repeat_times(
@@ -41,17 +41,17 @@ def classes_of(record: Mapping[str, Any]) -> set[Any]:
     return {record["label"]} if record.get("label", -1) >= 0 else set()
 
 
-def ratios(asked: Mapping[str, float | str], sizes: Mapping[str, int]) -> dict[str, float]:
+def ratios(asked: Mapping[str, float], sizes: Mapping[str, int]) -> dict[str, float]:
     """Sampling ratios as numbers.
 
-    Tasks whose ratio is "size" share, by their numbers of training examples, what the others leave
-    of 1.
+    Tasks whose ratio is "size" (BY_SIZE) share what the others leave of 1, by their numbers of
+    training examples.
 
     Raises:
       ValueError: the others leave nothing.
     """
     by_size = [name for name, ratio in asked.items() if ratio == BY_SIZE]
-    numbers = {name: float(ratio) for name, ratio in asked.items() if ratio != BY_SIZE}
+    numbers = {name: ratio for name, ratio in asked.items() if ratio != BY_SIZE}
     if not by_size:
         return numbers
     rest = 1 - sum(numbers.values())
