@@ -315,14 +315,34 @@ def test_a_broken_image_is_one_clear_error(tmp_path, workers):
             list(batches)
 
 
-def test_a_killed_worker_is_an_error(data):
+def kill_workers() -> None:
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+
+
+def test_a_killed_workers_batch_is_made_again_once(data, capsys):
+    """The batches are those of a run whose workers live; a second death over one is an error."""
+    whole = read(make_settings(), data, 6)
     settings = make_settings(num_workers=1, prefetch=1)
     with loader.train_batches(settings, data) as batches:
-        next(batches)
-        (child,) = multiprocessing.active_children()
-        os.kill(child.pid, signal.SIGKILL)
-        with pytest.raises(RuntimeError, match="terminated unexpectedly"):
-            for _ in range(STEPS):
+        found = [next(batches)]
+        kill_workers()
+        found += [next(batches) for _ in range(5)]
+        for batch, other in zip(whole, found, strict=True):
+            assert_equal(batch, other)
+        told = capsys.readouterr().err
+        assert told.startswith("a worker process that prepares batches died (killed by SIGKILL); ")
+        assert told.endswith(" is made again\n") and told.count("\n") == 1
+
+        def dies():
+            raise RuntimeError("Worker process was terminated unexpectedly with exit code -9. So")
+            yield
+
+        batches._open = dies
+        kill_workers()
+        with pytest.raises(ValueError, match="SIGKILL. a second time over batch .*num_workers=1"):
+            for _ in range(4):
                 next(batches)
 
 
@@ -336,7 +356,7 @@ def test_closing_ends_the_workers(data):
 
 KILLED = """
 import multiprocessing, os, pathlib, signal, sys
-import test_data_loader as test
+from tests.data import test_loader as test
 from unit_jax.data import loader
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ step k, and any number of threads, worker processes or training processes gives 
 import functools
 import multiprocessing
 import os
+import re
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -151,13 +153,19 @@ class Batches(Iterator[Batch]):
     """
 
     def __init__(self, source: "_Source", settings: DataSettings, num_workers: int):
-        self._source = source
+        self._source, self._settings = source, settings
+        self._workers = min(num_workers, len(source))
+        self._given, self._made_again = 0, -1
         if not flags.FLAGS.is_parsed():  # grain reads flags; in notebooks and tests nobody parses
             flags.FLAGS.mark_as_parsed()
-        workers = min(num_workers, len(source))
+        self._iterator = self._open()
+
+    def _open(self) -> Iterator[Batch]:
+        """The batches that were not given yet."""
+        settings, workers = self._settings, self._workers
         threads = min(settings.num_threads, settings.prefetch)
         per_worker = max(settings.prefetch // max(workers, 1), 1)
-        dataset = grain.MapDataset.source(source).to_iter_dataset(
+        dataset = grain.MapDataset.source(self._source)[self._given :].to_iter_dataset(
             # A worker process prepares one batch after the other: parallelism is its number.
             grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             if workers
@@ -171,14 +179,38 @@ class Batches(Iterator[Batch]):
                 ),
                 worker_init_fn=_start_worker,
             )
-        self._iterator = iter(dataset)
+        return iter(dataset)
 
     def __len__(self) -> int:
         """How many batches there are in all."""
         return len(self._source)
 
     def __next__(self) -> Batch:
-        return next(self._iterator)
+        """The next batch. Where a worker process died (killed, out of memory) it is made again,
+        once.
+
+        Raises:
+          ValueError: a worker died twice over one batch, or data cannot be read.
+        """
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            if _DIED not in str(error):
+                raise
+            died = f"a worker process that prepares batches died ({_reason(error)})"
+            what = f"batch {self._given} ({self._source.name(self._given)})"
+            if self._made_again == self._given:
+                raise ValueError(
+                    f"{died} a second time over {what}; is there memory for "
+                    f"data.num_workers={self._workers} processes?"
+                ) from error
+            print(f"{died}; {what} is made again", file=sys.stderr)
+            self._made_again = self._given
+            self._iterator.close()
+            self._iterator = self._open()
+            return next(self)
+        self._given += 1
+        return batch
 
     def __enter__(self) -> "Batches":
         return self
@@ -191,15 +223,27 @@ class Batches(Iterator[Batch]):
         self._iterator.close()
 
 
+_DIED = "Worker process was terminated"  # grain's words
+
+
+def _reason(error: RuntimeError) -> str:
+    """Its exit code, of grain's message."""
+    found = re.search(r"exit code -?\d+", str(error))
+    code = int(found[0].split()[-1]) if found else 0
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
 def _start_worker(index: int, count: int) -> None:
     """Runs first in a worker process.
 
-    A worker must never take hold of an accelerator. It leaves Ctrl-C to its parent, which closes
-    it, and ends by itself where the parent was killed and cannot.
+    A worker must never take hold of an accelerator. It leaves Ctrl-C and SIGTERM, which a cluster
+    sends to all of a job's processes, to its parent, which closes it, and ends by itself where the
+    parent was killed and cannot.
     """
     del index, count
     jax.config.update("jax_platforms", "cpu")
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def end_with_parent():
@@ -226,6 +270,11 @@ class _Source:
 
     def __len__(self) -> int:
         return len(self._steps)
+
+    def name(self, position: int) -> str:
+        """Of what the batch at a position is made."""
+        plan = self._plan(self._steps[position])
+        return f"{plan.task}, rows {', '.join(map(str, plan.rows[:8]))}, ..."
 
     def __getitem__(self, position: int) -> Batch:
         plan = self._plan(self._steps[position])
