@@ -38,8 +38,8 @@ lint: $(VENV)/.installed
 # The exact versions that `make demo` and `make test` install.
 lock:
 	rm -rf .venv.lock && $(PYTHON) -m venv .venv.lock
-	.venv.lock/bin/pip install -q -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "scikit-learn>=1.5" "ruff>=0.9"
-	.venv.lock/bin/pip freeze --exclude-editable > requirements.lock
+	.venv.lock/bin/pip install -q -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "scikit-learn>=1.5" "ruff>=0.9" "setuptools>=77"
+	.venv.lock/bin/pip freeze --all --exclude pip --exclude-editable > requirements.lock
 	rm -rf .venv.lock
 
 $(VENV)/.installed: requirements.lock pyproject.toml

@@ -161,7 +161,7 @@ def test_bad_input_is_one_error_before_training(data_dir, finished, tmp_path):
         run_lib.open_run(config)
 
     config = tiny.values(data_dir, tasks=("coco", "snli_ve"))
-    with pytest.raises(ValueError, match="snli_ve: not prepared; run: python tools/prepare_data"):
+    with pytest.raises(ValueError, match="snli_ve: not prepared; run: unit-jax prepare"):
         run_lib.open_run(config)
 
     config = tiny.values(data_dir)

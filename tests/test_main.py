@@ -20,7 +20,7 @@ def test_without_data_and_weights_the_paper_config_lists_all_that_is_missing(tmp
     told = errors_of("--config=configs/unit.py", f"--workdir={tmp_path / 'run'}",
                      f"--config.data.data_dir={tmp_path}")  # fmt: skip
     for task in PUBLISHED:
-        assert f"{task}: not prepared; run: python tools/prepare_data.py" in told
+        assert f"{task}: not prepared; run: unit-jax prepare" in told
     for weights in ("backbone", "text_encoder"):
         assert f"config.init_from.{weights} = " in told
     assert "make demo" in told

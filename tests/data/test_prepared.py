@@ -136,8 +136,8 @@ def test_all_missing_data_sets_at_once_with_their_commands(data_dir, tmp_path):
     told = message(PreparedData, data_dir, ["coco", "sst2", "snli_ve"])
     assert "coco:" not in told
     for name in ("sst2", "snli_ve"):
-        command = f"tools/prepare_data.py --source DIR --data_dir {data_dir} --datasets {name}"
-        assert f"{name}: not prepared; run: python {command}" in told
+        command = f"unit-jax prepare --source DIR --data_dir {data_dir} --datasets {name}"
+        assert f"{name}: not prepared; run: {command}" in told
     told = message(PreparedData, tmp_path / "nowhere", prepare.SOURCES)
     assert told.count("not prepared") == 8
 

@@ -349,7 +349,7 @@ def problems(data_dir: str | os.PathLike, tasks: Iterable[str], vocabulary: str 
     data_dir, tasks = pathlib.Path(data_dir), tuple(tasks)
 
     def command(task: str, *more: str) -> str:
-        words = ["python tools/prepare_data.py --source DIR --data_dir", str(data_dir)]
+        words = ["unit-jax prepare --source DIR --data_dir", str(data_dir)]
         return " ".join([*words, "--datasets", task, *more])
 
     try:
@@ -406,7 +406,7 @@ def _vocabulary_problems(data_dir: pathlib.Path, manifest: dict, asked: str) -> 
     known = manifest.get("vocabulary")
     if known is None or not path.is_file():
         return [
-            f"vocabulary: {path} is missing; run tools/prepare_data.py again for a task with "
+            f"vocabulary: {path} is missing; run `unit-jax prepare` again for a task with "
             "text, with --vocabulary NAME_OR_PATH"
         ]
     if fingerprint(path.read_bytes()) != known["sha256"]:

@@ -6,7 +6,7 @@ split, and says what belongs into the manifest. To add a data set of your own:
 1. Subclass `RecordSource` (`sources/snli_ve.py` is the shortest with images, `sources/glue.py`
    without): `name`, `kind`, `features`, `image_family` (one of `sources/images.py`, or "") and the
    two methods `required_files` and `read`.
-2. Prepare it: `python tools/prepare_data.py --datasets my_module:MySource ...` (or hand the class
+2. Prepare it: `unit-jax prepare --datasets my_module:MySource ...` (or hand the class
    to `unit_jax.data.prepare.prepare`).
 3. Give the task an entry in the config: `tasks.<name>` with the fields of `TaskSpec`.
 """
