@@ -27,6 +27,18 @@ def test_without_data_and_weights_the_paper_config_lists_all_that_is_missing(tmp
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        (["--mode=eval", "--tasks=coco,vqa"], "'vqa' is none of this config's tasks; did you mean"),
+        (["--tasks=coco"], "training uses the config's tasks; choose them there"),
+    ],
+)
+def test_tasks_that_cannot_be_chosen_are_named(flags, told, tmp_path):
+    error = errors_of("--config=configs/demo.py", f"--workdir={tmp_path}", *flags)
+    assert told in error and len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize("flag", ["--config.train.stepz=3", "--config.nothing=3"])
 def test_an_unknown_key_is_named(flag, tmp_path):
     told = errors_of("--config=configs/demo.py", flag, f"--workdir={tmp_path}")

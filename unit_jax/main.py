@@ -6,6 +6,7 @@ import sys
 from absl import app, flags, logging
 
 from unit_jax import config_files
+from unit_jax import settings as settings_lib
 
 CONFIG = flags.DEFINE_string(
     "config",
@@ -24,7 +25,8 @@ MODE = flags.DEFINE_enum(
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "eval, predict: a working folder or a step's folder; default --workdir."
 )
-SPLIT = flags.DEFINE_string("split", "val", "eval, predict: which split.")
+SPLIT = flags.DEFINE_string("split", "val", "eval, predict: which splits, with commas.")
+TASKS = flags.DEFINE_string("tasks", "", "eval, predict: which tasks, with commas; default all.")
 
 
 def main(argv: list[str]) -> int:
@@ -33,6 +35,12 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)  # libraries' notes are not for the terminal
     try:
         settings = config_files.read(CONFIG.value, CHANGES)
+        if TASKS.value and MODE.value == "train":
+            raise ValueError(
+                f"--tasks={TASKS.value}: training uses the config's tasks; choose them there, "
+                f"like --config=configs/unit.py:{TASKS.value}"
+            )
+        settings = settings_lib.only(settings, TASKS.value)
     except ValueError as error:
         given = [f"--config={CONFIG.value}", *(f"--config.{k}={v}" for k, v in CHANGES.items())]
         named = "" if str(error).startswith("--config") else f"{' '.join(given)}: "
@@ -63,6 +71,7 @@ def main(argv: list[str]) -> int:
             run = run_lib.open_run(settings, needs_initial_weights=fresh)
         distributed.check_workdir(workdir)
         command = {"--mode": MODE.value, "--checkpoint": str(checkpoint), "--split": SPLIT.value}
+        command["--tasks"] = TASKS.value
         distributed.check_agreement({**command, **run.facts()})
         compilation.keep_programs(workdir / "compilation_cache")
         with distributed.LastWords(workdir / checkpoints.FOLDER) as last_words:

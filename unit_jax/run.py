@@ -95,13 +95,15 @@ class Run:
     def restored_model(self, checkpoint: epath.PathLike) -> dict[str, Flat]:
         """Parameters and statistics of a checkpoint (a working folder's newest, or a step's).
 
+        The checkpoint's model may have more tasks than the config.
+
         Raises:
           ValueError: there is none, or it does not fit the config's model or the data.
         """
         directory, step = checkpoints.locate(checkpoint)
         with contextlib.closing(checkpoints.Checkpoints(directory)) as saved:
             self.check_metadata(saved.metadata(step), f"{directory}/{step}")
-            model, _ = saved.restore(step, self.abstract_model())
+            model, _ = saved.restore(step, self.abstract_model(), partly=True)
         return model
 
     def metadata(self) -> dict[str, Any]:

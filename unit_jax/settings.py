@@ -400,6 +400,31 @@ def from_config(config: Mapping | Settings, problems: Sequence[str] = ()) -> Set
     return settings
 
 
+def only(settings: Settings, tasks: str) -> Settings:
+    """The settings of a run with some of its tasks.
+
+    Args:
+      tasks: names, joined by commas; "" = all.
+
+    Raises:
+      ValueError: one is none of the config's.
+    """
+    wanted = [name for name in tasks.split(",") if name]
+    for name in wanted:
+        if name not in settings.tasks:
+            near = fields.did_you_mean(name, settings.tasks)
+            raise ValueError(
+                f"--tasks={tasks}: {name!r} is none of this config's tasks{near} "
+                f"({', '.join(settings.tasks)})"
+            )
+    kept = [name for name in settings.tasks if name in wanted or not wanted]
+    return dataclasses.replace(
+        settings,
+        tasks={name: settings.tasks[name] for name in kept},
+        ratios={name: settings.ratios[name] for name in kept},
+    )
+
+
 def build(cls: type, values: Mapping, where: str = "config") -> Any:
     """Builds one of the settings classes from a nested mapping; defaults where it says nothing.
 

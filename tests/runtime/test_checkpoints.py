@@ -47,6 +47,24 @@ def test_round_trip_and_what_is_kept(tmp_path):
     again.close()
 
 
+def test_a_model_of_fewer_tasks_reads_its_part(tmp_path):
+    saved = checkpoints.Checkpoints(tmp_path / "checkpoints")
+    saved.save(1, _model(3.0), {})
+    saved.wait()
+    part = _abstract(_model())
+    del part["params"]["b.bias"]
+    with pytest.raises(ValueError, match="unexpected: b.bias"):
+        saved.restore(1, part)
+    model, _ = saved.restore(1, part, partly=True)
+    assert list(model["params"]) == ["a.kernel"] and list(model["statistics"]) == ["bn.mean"]
+    np.testing.assert_array_equal(model["params"]["a.kernel"], _model(3.0)["params"]["a.kernel"])
+    part["params"]["c.bias"] = part["statistics"]["bn.mean"]
+    with pytest.raises(ValueError, match="missing: c.bias") as error:
+        saved.restore(1, part, partly=True)
+    assert "unexpected" not in str(error.value)
+    saved.close()
+
+
 def test_the_best_stays_across_a_resume_and_is_found(tmp_path):
     scores = {1: 0.2, 2: 0.9, 3: float("nan"), 4: 0.3, 5: 0.4, 6: None}
     for session in ((1, 2), (3, 4), (5, 6)):

@@ -198,16 +198,25 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore raise many kinds
             raise self._damaged(step, _in_short(error)) from error
 
-    def restore(self, step: int, model: Any, optimizer: Any = None) -> tuple[Any, Any]:
+    def restore(
+        self, step: int, model: Any, optimizer: Any = None, partly: bool = False
+    ) -> tuple[Any, Any]:
         """Reads (model, optimizer) in the shapes, dtypes and shardings of the abstract targets, and
         compares digests; every process must ask.
 
+        Args:
+          partly: the checkpoint's model may have more than the target (other tasks); that is read
+            too, to compare digests, and dropped.
+
         Raises:
           Damaged: the checkpoint is unreadable, or holds other numbers than were saved.
-          ValueError: lists every parameter that it lacks, has beyond the target, or holds in
-            another shape.
+          ValueError: lists every parameter that it lacks, holds in another shape or (unless
+            `partly`) has beyond the target.
         """
         saved = self._raw_metadata(step).get(_DIGESTS, {})  # older checkpoints have none
+        wanted = model
+        if partly:
+            model = self._with_others(step, model)
         self._check(step, model)
         items = dict(model=ocp.args.StandardRestore(model))
         if optimizer is not None:
@@ -219,7 +228,23 @@ class Checkpoints:
                 raise self._damaged(
                     step, f"{len(wrong)} of its arrays are not what was saved, such as {wrong[0]}"
                 )
-        return restored["model"], restored["optimizer"] if optimizer is not None else None
+        found = {group: {k: restored["model"][group][k] for k in wanted[group]} for group in wanted}
+        return found, restored["optimizer"] if optimizer is not None else None
+
+    def _with_others(self, step: int, model: Mapping[str, Mapping[str, Any]]) -> dict[str, dict]:
+        """The target, and whole on every device what the checkpoint has beyond it."""
+        leaf = next(leaf for group in model.values() for leaf in group.values())
+        whole, made = None, {}
+        if mesh := getattr(leaf.sharding, "mesh", None):
+            whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        for group, saved in self.shapes(step).items():
+            others = {
+                name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole)
+                for name, leaf in saved.items()
+                if name not in model[group]
+            }
+            made[group] = {**model[group], **others}
+        return made
 
     def wait(self) -> None:
         """Returns when everything saved is on disk.
