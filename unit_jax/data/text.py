@@ -18,17 +18,20 @@ class Tokenizer:
     """WordPiece as BERT uncased has it: lower case, accents stripped, punctuation split off.
 
     Args:
-      vocabulary: path of a vocab.txt, one token a line.
+      vocabulary: path of a vocab.txt, one token a line, or the tokens themselves.
 
     Raises:
       ValueError: the file lacks a special token, or [PAD] is not its first line (the model takes
         id 0 for padding).
     """
 
-    def __init__(self, vocabulary: str | os.PathLike):
+    def __init__(self, vocabulary: str | os.PathLike | Sequence[str]):
         # Not splitlines: a token may be one of Unicode's other line separators.
-        lines = pathlib.Path(vocabulary).read_bytes().decode().replace("\r\n", "\n").split("\n")
-        lines = lines[:-1] if lines[-1] == "" else lines
+        if isinstance(vocabulary, (str, os.PathLike)):
+            text = pathlib.Path(vocabulary).read_bytes().decode().replace("\r\n", "\n")
+            lines = text.removesuffix("\n").split("\n")
+        else:
+            lines, vocabulary = list(vocabulary), "the vocabulary"
         ids = {token: i for i, token in enumerate(lines)}
         special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
         missing = [token for token in special if token not in ids]
