@@ -13,7 +13,7 @@ from tests import tiny
 from tests.tools.test_convert_checkpoint import convert
 from unit_jax import run as run_lib
 from unit_jax.data import prepare
-from unit_jax.evaluation import evaluate, submissions
+from unit_jax.evaluation import closing, submissions
 from unit_jax.runtime import checkpoints
 from unit_jax.training import loop
 
@@ -100,7 +100,7 @@ def test_a_finished_run_only_prints_its_report(data_dir, finished, capsys):
 def test_eval_mode_prints_the_same_numbers(data_dir, finished, tmp_path):
     workdir, _ = finished
     run = run_lib.open_run(tiny.values(data_dir))
-    evaluate.evaluate_checkpoint(run, workdir, epath.Path(tmp_path))
+    closing.evaluate_checkpoint(run, workdir, epath.Path(tmp_path))
     assert (tmp_path / "report.json").read_text() == (workdir / "report.json").read_text()
 
     other_ways = tiny.values(data_dir)
@@ -151,7 +151,7 @@ def test_predictions_for_test_splits(data_dir, finished, tmp_path):
     assert {line.split("\t")[1] for line in lines} <= {"0", "1"}
 
     with pytest.raises(ValueError, match="split test of coco, vqa2, qqp has no labels"):
-        evaluate.evaluate_checkpoint(run, finished[0], epath.Path(tmp_path), "test")
+        closing.evaluate_checkpoint(run, finished[0], epath.Path(tmp_path), "test")
 
 
 def test_bad_input_is_one_error_before_training(data_dir, finished, tmp_path):
@@ -189,7 +189,7 @@ def test_a_checkpoint_from_mmf_evaluates_predicts_and_trains(data_dir, finished,
     config = tiny.values(data_dir)
     run = run_lib.open_run(config)
     convert.import_checkpoint("mmf", str(tmp_path / "unit.pth"), run.settings, str(converted))
-    evaluate.evaluate_checkpoint(run, converted, epath.Path(tmp_path))
+    closing.evaluate_checkpoint(run, converted, epath.Path(tmp_path))
     assert (tmp_path / "report.json").read_text() == (workdir / "report.json").read_text()
     submissions.predict_checkpoint(run, converted, epath.Path(tmp_path))
     assert (tmp_path / "predictions" / "coco-val.json").exists()
@@ -203,9 +203,9 @@ def test_a_checkpoint_from_mmf_evaluates_predicts_and_trains(data_dir, finished,
     assert told.startswith(f"model from {converted} (a checkpoint of ours): ")
     assert "fresh" not in told and "in part" not in told and "left aside" not in told
     original = run.restored_model(workdir)
-    for group, leaves in original.items():
+    for group, leaves in original._asdict().items():
         for path, array in leaves.items():
-            assert (np.asarray(started[group][path]) == np.asarray(array)).all(), path
+            assert (np.asarray(getattr(started, group)[path]) == np.asarray(array)).all(), path
 
     config["model"]["backbone"]["bn_eps"] = 0.0
     with pytest.raises(ValueError, match=r"--config\.model\.backbone\.bn_eps=1e-05"):

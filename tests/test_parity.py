@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests import REFERENCE_FILES
-from unit_jax.data import transforms
-from unit_jax.outputs.objects import boxes
+from unit_jax.outputs.base import Flip
+from unit_jax.outputs.objects import boxes, targets
 from unit_jax.tools import check_parity
 from unit_jax.tools.parity import cases, model_files, report
 from unit_jax.training import optimizer as optim
@@ -101,8 +101,9 @@ def test_only_relus_that_float32_is_unsure_of_change_sides():
 
 
 def test_broken_transform_is_found(monkeypatch, capsys):
-    flip = transforms.flip_objects
-    monkeypatch.setattr(transforms, "flip_objects", lambda objects, width: flip(objects, width - 1))
+    flip = targets.flip
+    off_by_one = lambda objects, by: flip(objects, Flip(by.width - 1))  # noqa: E731
+    monkeypatch.setitem(targets._MOVES, Flip, off_by_one)
     assert failures(PROCESSING, capsys) == {"processing/boxes"}
 
 

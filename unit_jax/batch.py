@@ -1,26 +1,9 @@
-"""The pytrees that travel between data, model, losses and metrics."""
+"""The pytrees that travel between data, model and rooms of answers."""
+
+from typing import Any
 
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
-
-
-@struct.dataclass
-class Targets:
-    """What the model should answer; fields that a task does not have are None.
-
-    Attributes:
-      boxes_cxcywh: (centre x, centre y, width, height) in [0, 1] of the valid image (detection).
-      labels: class ids, one per object (detection) or one per example (classification).
-      attributes: up to 16 attribute ids per object, -1 = unused slot (detection with attributes).
-      object_mask: True where an object is real (detection).
-      answer_scores: soft score in [0, 1] per answer (tasks with soft targets).
-    """
-
-    boxes_cxcywh: Float[Array, "batch objects 4"] | None = None
-    labels: Int[Array, "batch objects"] | Int[Array, "batch"] | None = None
-    attributes: Int[Array, "batch objects 16"] | None = None
-    object_mask: Bool[Array, "batch objects"] | None = None
-    answer_scores: Float[Array, "batch answers"] | None = None
 
 
 @struct.dataclass
@@ -34,7 +17,8 @@ class Batch:
       input_ids: WordPiece ids, [CLS] first.
       token_mask: True where a token is real.
       segment_ids: 0 for the first text, 1 for the second.
-      targets: None where the split has no labels.
+      targets: what the model should answer, a pytree of the task's room (`outputs/`) whose leaves
+        have the batch as first dimension; None where the split has no labels.
       index: position of each example in its split; -1 marks a filler that fills up the last
         batch of an evaluation and that no metric counts.
     """
@@ -45,7 +29,7 @@ class Batch:
     input_ids: Int[Array, "batch tokens"] | None = None
     token_mask: Bool[Array, "batch tokens"] | None = None
     segment_ids: Int[Array, "batch tokens"] | None = None
-    targets: Targets | None = None
+    targets: Any = None
     index: Int[Array, "batch"] | None = None
 
     @property
@@ -56,14 +40,13 @@ class Batch:
 
 @struct.dataclass
 class Outputs:
-    """What the model answers.
+    """What the model answers. A room of one's own may return a subclass with more fields.
 
     Attributes:
       hidden_states: decoder output after the final layer norm, one per decoder layer.
-      logits: detection: class logits per layer and query, the no-object class last;
-        classification: label logits read from query 0, last layer last ("layers" is 1 unless
-        `model.classify_all_layers`).
-      boxes_cxcywh: box per layer and query in [0, 1] (detection).
+      logits: objects: class logits per layer and query, the no-object class last; labels: logits
+        read from query 0, last layer last ("layers" is 1 unless `model.classify_all_layers`).
+      boxes_cxcywh: box per layer and query in [0, 1] (objects).
     """
 
     hidden_states: Float[Array, "layers batch queries width"]

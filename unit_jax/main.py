@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     # Imported late: `--help` and mistakes should not wait for JAX.
     from unit_jax import paths
     from unit_jax import run as run_lib
-    from unit_jax.evaluation import evaluate, submissions
+    from unit_jax.evaluation import closing, submissions
     from unit_jax.runtime import checkpoints, distributed
     from unit_jax.training import compilation, loop
 
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
             if training:
                 return loop.train(run, workdir, last_words)
             if MODE.value == "eval":
-                evaluate.evaluate_checkpoint(run, checkpoint, workdir, SPLIT.value)
+                closing.evaluate_checkpoint(run, checkpoint, workdir, SPLIT.value)
             else:
                 submissions.predict_checkpoint(run, checkpoint, workdir, SPLIT.value)
     except (ValueError, FloatingPointError) as error:

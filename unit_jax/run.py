@@ -15,16 +15,16 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
+from unit_jax import outputs
 from unit_jax import settings as settings_lib
 from unit_jax.data import choices, loader
 from unit_jax.data.prepared import PreparedData, read_lines
 from unit_jax.interop import init_from, sources, transfer
 from unit_jax.models import flat
-from unit_jax.models.flat import Flat
+from unit_jax.models.flat import Flat, Model
 from unit_jax.models.unit import Unit
 from unit_jax.runtime import checkpoints, distributed, partitioning
-from unit_jax.settings import ModelSettings, Settings
-from unit_jax.training import step as train_step
+from unit_jax.settings import ModelSettings, Settings, TrainSettings
 
 DEMO = "no data at hand? `make demo` generates its own and trains on it"
 
@@ -48,35 +48,35 @@ class Run:
     abstract_params: Flat
     abstract_statistics: Flat
 
-    def abstract_model(self) -> dict[str, Flat]:
+    def abstract_model(self) -> Model:
         """The target of a checkpoint's `model` item."""
-        return {"params": self.abstract_params, "statistics": self.abstract_statistics}
+        return Model(self.abstract_params, self.abstract_statistics)
 
-    def fresh_model(self) -> dict[str, Flat]:
+    def fresh_model(self) -> Model:
         """Initial parameters and statistics: a function of the seed and, with calibration, of the
         first training images."""
         return partitioning.place(self._fresh_model(), self.mesh)
 
-    def _fresh_model(self) -> dict[str, Flat]:
+    def _fresh_model(self) -> Model:
         model = _build(self.settings)
         count = self.settings.model.backbone.calibrate
         if count and any(spec.has_image for spec in self.settings.tasks.values()):
             images, sizes = _training_images(self, count)
             model.calibrate(images, sizes)
         _, params, statistics = flat.split(model)
-        return {"params": params, "statistics": statistics}
+        return Model(params, statistics)
 
-    def initial_model(self) -> dict[str, Flat]:
+    def initial_model(self) -> Model:
         """What training starts from: a fresh model with the weights of `init_from` in it.
 
         Prints what was loaded from where and what stayed fresh.
         """
         model = self._fresh_model()
-        fresh = {**model["params"], **model["statistics"]}
+        fresh = {**model.params, **model.statistics}
         arrays, reports = init_from.start_from(fresh, self.settings, self._known())
         if distributed.is_first():
             print(*reports, sep="\n")
-        model = {group: {path: arrays[path] for path in leaves} for group, leaves in model.items()}
+        model = Model(*({path: arrays[path] for path in leaves} for leaves in model))
         return partitioning.place(model, self.mesh)
 
     def _known(self) -> transfer.Model:
@@ -92,7 +92,7 @@ class Run:
             tuple(read_lines(path)) if vocabulary else (),
         )
 
-    def restored_model(self, checkpoint: epath.PathLike) -> dict[str, Flat]:
+    def restored_model(self, checkpoint: epath.PathLike) -> Model:
         """Parameters and statistics of a checkpoint (a working folder's newest, or a step's).
 
         The checkpoint's model may have more tasks than the config.
@@ -103,8 +103,8 @@ class Run:
         directory, step = checkpoints.locate(checkpoint)
         with contextlib.closing(checkpoints.Checkpoints(directory)) as saved:
             self.check_metadata(saved.metadata(step), f"{directory}/{step}")
-            model, _ = saved.restore(step, self.abstract_model(), partly=True)
-        return model
+            model, _ = saved.restore(step, self.abstract_model()._asdict(), partly=True)
+        return Model(**model)
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint tells about itself."""
@@ -191,9 +191,24 @@ def open_run(config: Mapping[str, Any] | Settings, needs_initial_weights: bool =
     loader.check(
         settings, data, [(task, split) for task in settings.tasks for split in ("train", "val")]
     )
-    train_step.check_batch_sizes(settings.train, mesh)
+    check_batch_sizes(settings.train, mesh)
     graph, params, statistics = flat.abstract(lambda: _build(settings))
     return Run(settings, data, mesh, graph, *partitioning.abstract((params, statistics), mesh))
+
+
+def check_batch_sizes(settings: TrainSettings, mesh) -> None:
+    """Raises ValueError unless the mesh divides the batches of training, the parts that these are
+    split into, and those of evaluation."""
+    for name in ("batch_size", "eval_batch_size"):
+        partitioning.check_batch_size(f"train.{name}", getattr(settings, name), mesh)
+    parts = settings.accumulate_steps
+    if parts < 1 or settings.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size = {settings.batch_size} cannot be split into "
+            f"train.accumulate_steps = {parts} parts; use a divisor of the batch size"
+        )
+    name = "train.batch_size / train.accumulate_steps"
+    partitioning.check_batch_size(name, settings.batch_size // parts, mesh)
 
 
 def with_label_counts(settings: Settings, data: PreparedData) -> Settings:
@@ -201,7 +216,7 @@ def with_label_counts(settings: Settings, data: PreparedData) -> Settings:
     specs = {
         name: dataclasses.replace(
             spec,
-            num_labels=data.num_labels(name),
+            num_labels=data.num_labels(name) or spec.num_labels,
             num_attributes=data.num_attributes(name) if spec.num_attributes else 0,
         )
         for name, spec in settings.tasks.items()
@@ -285,7 +300,7 @@ def best_metric(settings: Settings) -> str:
     if settings.train.best_metric:
         return settings.train.best_metric
     name = "vqa2" if "vqa2" in settings.tasks else next(iter(settings.tasks))
-    return f"{name}/{settings.tasks[name].headline_metric}"
+    return f"{name}/{outputs.room(settings.tasks[name]).headline}"
 
 
 def _has_text(data: PreparedData) -> bool:
@@ -298,4 +313,4 @@ def _vocabulary_size(data: PreparedData) -> int:
 
 
 def _build(settings: Settings) -> Unit:
-    return Unit(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
+    return outputs.build(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))

@@ -493,7 +493,8 @@ def _tasks(
         else:
             ratios[name] = reader.convert(float, ratio, f"{where}.ratio", fields.About(low=0))
         try:
-            specs[name] = tasks_lib.resolve(name, overrides)
+            taken = [spec.index for spec in specs.values()]
+            specs[name] = tasks_lib.resolve(name, overrides, taken)
         except ValueError as error:
             reader.problems.append(str(error))
     if len(reader.problems) == before and not any(ratios.values()):

@@ -5,7 +5,6 @@ import pytest
 
 from configs import unit
 from unit_jax.data import batching
-from unit_jax.data.transforms import Objects
 from unit_jax.settings import DataSettings, build
 
 
@@ -30,30 +29,22 @@ def test_smallest_bucket_that_holds_the_image():
 
 def test_paper_buckets_hold_usual_images():
     sizes = np.asarray([(480, 640), (640, 480), (427, 640), (333, 500), (612, 612), (640, 427)])
-    for kind in ("detection", "vision_language"):
+    for style in ("detr", "resize"):
         for training in (True, False):
-            batching.check_buckets("x", kind, *sizes.T, settings(), training)
+            batching.check_buckets("x", style, *sizes.T, settings(), training)
 
 
 def test_sizes_without_bucket_are_named():
     sizes = np.asarray([(480, 640), (640, 480)])
     small = settings(buckets=((800, 1088), (1088, 704)))
     with pytest.raises(ValueError, match=r"coco.*1066 x 800.*data.buckets") as error:
-        batching.check_buckets("coco", "detection", *sizes.T, small, False)
+        batching.check_buckets("coco", "detr", *sizes.T, small, False)
     assert "height up to 1066, width up to 800" in str(error.value)
     # Training crops give other shapes than the images have.
     wide = settings(buckets=((800, 1088),))
-    batching.check_buckets("x", "detection", *sizes[:1].T, wide, False)
+    batching.check_buckets("x", "detr", *sizes[:1].T, wide, False)
     with pytest.raises(ValueError, match="800 x 1250.*height up to 1250"):
-        batching.check_buckets("x", "detection", *sizes[:1].T, wide, True)
-
-
-def test_too_many_objects_are_an_error_unless_truncated():
-    counts = np.asarray([3, 120, 7, 150])
-    with pytest.raises(ValueError, match="2 images .* example 3 has 150"):
-        batching.check_objects("coco", counts, settings(max_objects=100))
-    batching.check_objects("coco", counts, settings(max_objects=100, truncate_objects=True))
-    batching.check_objects("coco", counts, settings(max_objects=150))
+        batching.check_buckets("x", "detr", *sizes[:1].T, wide, True)
 
 
 def test_images_are_padded_with_zeros_at_right_and_bottom():
@@ -65,23 +56,3 @@ def test_images_are_padded_with_zeros_at_right_and_bottom():
     for image, whole in zip(images, padded, strict=True):
         np.testing.assert_array_equal(whole[: image.shape[0], : image.shape[1]], image)
         assert whole.astype(int).sum() == image.astype(int).sum()
-
-
-def objects(n: int) -> Objects:
-    return Objects(
-        np.arange(1, 4 * n + 1, dtype=np.float32).reshape(n, 4),
-        np.arange(1, n + 1, dtype=np.int32),
-        np.tile(np.arange(n, dtype=np.int32)[:, None], 16),
-    )
-
-
-def test_objects_are_padded_and_cut():
-    given = [objects(0), objects(2), objects(5)]
-    boxes, labels, attributes, mask = batching.pad_objects(given, 3)
-    assert (boxes.shape, attributes.shape) == ((3, 3, 4), (3, 3, 16))
-    assert mask.tolist() == [[False] * 3, [True, True, False], [True] * 3]
-    assert labels.tolist() == [[0, 0, 0], [1, 2, 0], [1, 2, 3]]
-    np.testing.assert_array_equal(boxes[2], given[2].boxes[:3])
-    assert (attributes[0] == -1).all() and (attributes[1, 2] == -1).all()
-    assert (boxes[~mask] == 0).all()
-    assert (boxes.dtype, labels.dtype, attributes.dtype) == (np.float32, np.int32, np.int32)

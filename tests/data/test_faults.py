@@ -13,6 +13,7 @@ from tests.data.test_sources import noted, prepared
 from unit_jax import run as run_lib
 from unit_jax import settings as settings_lib
 from unit_jax.data import loader
+from unit_jax.outputs.objects.targets import ObjectTargets
 
 NAN = float("nan")
 
@@ -43,7 +44,8 @@ def check(tmp_path, root, task: str, expected: dict, usual: dict | None = None):
         problem = json.loads(line)
         assert problem["place"] and problem["detail"] and len(line) < 1000
     for batch in train_on(data, task):
-        for boxes in [] if batch.targets.boxes_cxcywh is None else [batch.targets.boxes_cxcywh]:
+        if isinstance(batch.targets, ObjectTargets):
+            boxes = batch.targets.boxes_cxcywh
             assert np.isfinite(boxes).all() and (0 <= boxes).all() and (boxes <= 1).all()
     return data
 
@@ -102,7 +104,7 @@ def test_image(tmp_path, content, expected):
     if content is not None:
         official.write(file, content)
     data = check(tmp_path, root, "coco", expected, USUAL_IN_COCO)
-    ids = [record["image_id"] for record in data.split("coco", "train")]
+    ids = [int(record["id"]) for record in data.split("coco", "train")]
     assert ids == ([25, 30, 111] if ("missing image", "skipped") in expected else [9, 25, 30, 111])
 
 
@@ -165,8 +167,8 @@ def test_object(tmp_path, entry, expected, boxes):
         usual[expected] = usual.get(expected, 0) + 1
     data = check(tmp_path, root, "coco", usual)
     record = data.split("coco", "train")[0]
-    assert record["boxes_xywh"].tolist() == boxes
-    assert np.isfinite(record["areas"]).all()
+    assert record["objects"]["boxes_xywh"].tolist() == boxes
+    assert np.isfinite(record["objects"]["areas"]).all()
 
 
 @pytest.mark.parametrize("key", ["images", "annotations"])
@@ -178,7 +180,7 @@ def test_duplicate_ids(tmp_path, key):
     content[key].append(content[key][0])
     official.write(path, content)
     data = check(tmp_path, root, "coco", {("duplicate id", "skipped"): 1}, USUAL_IN_COCO)
-    assert [len(r["boxes_xywh"]) for r in data.split("coco", "train")] == [1, 2, 0, 3]
+    assert [len(r["objects"]["boxes_xywh"]) for r in data.split("coco", "train")] == [1, 2, 0, 3]
 
 
 @pytest.mark.parametrize("ids", [[1] * 17, "red", [1.5], [2**40], [-2]])
@@ -217,7 +219,7 @@ def test_question(tmp_path, change, expected, left):
     official.write(path, {"questions": questions})
     data = check(tmp_path, root, "vqa2", {expected: 1})
     split = data.split("vqa2", "train")
-    assert len(split) == left and max(len(record["question"]) for record in split) <= 10_000
+    assert len(split) == left and max(len(record["text"]) for record in split) <= 10_000
 
 
 @pytest.mark.parametrize(

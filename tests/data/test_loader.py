@@ -20,6 +20,7 @@ from tests import ROOT
 from unit_jax import settings as settings_lib
 from unit_jax.batch import Batch
 from unit_jax.data import loader, text, transforms
+from unit_jax.outputs.base import Names
 
 BATCH = 4
 STEPS = 60
@@ -41,6 +42,7 @@ class FakeSplit:
 
     def __init__(self, task: str, name: str, count: int, broken: int = -1):
         self.task, self.name, self.count, self.broken = task, name, count, broken
+        self.labelled = name != "test"
         self.image_row = self.height = self.width = self.num_objects = self.num_tokens = None
         if task in ("coco", "visual_genome", "vqa2", "snli_ve"):
             self.image_row = np.arange(count) % 9
@@ -49,7 +51,7 @@ class FakeSplit:
         if task in ("coco", "visual_genome"):
             self.num_objects = np.asarray([i % 4 for i in range(count)], np.int32)
         if task in ("mnli", "sst2"):
-            texts = [text.texts_of(self[row]) for row in range(count)]
+            texts = [(self[row]["text"], self[row]["text_b"]) for row in range(count)]
             lengths = [2 + len(a.split()) + bool(b) + len(b.split()) for a, b in texts]
             self.num_tokens = np.asarray(lengths, np.int32)
 
@@ -68,18 +70,20 @@ class FakeSplit:
             return dict(
                 height=self.height[row],
                 width=self.width[row],
-                boxes_xywh=np.concatenate([corner, sides], -1).astype(np.float32),
-                category_ids=np.arange(1, n + 2, dtype=np.int32),
-                iscrowd=np.arange(n + 1) == n,
-                attributes=np.tile(np.arange(n + 1, dtype=np.int32)[:, None], 16),
+                objects=dict(
+                    boxes_xywh=np.concatenate([corner, sides], -1).astype(np.float32),
+                    category_ids=np.arange(1, n + 2, dtype=np.int32),
+                    iscrowd=np.arange(n + 1) == n,
+                    attributes=np.tile(np.arange(n + 1, dtype=np.int32)[:, None], 16),
+                ),
             )
         if self.task == "vqa2":
             answers = [] if unlabelled else [*"aab", "zz"]
-            return dict(question=words[0], answers=answers)
+            return dict(text=words[0], text_b="", answers=answers)
         label = -1 if unlabelled else row % 2
         if self.task == "snli_ve":
-            return dict(hypothesis=words[0], label=label)
-        return dict(text_a=words[0], text_b=words[1] if self.task == "mnli" else "", label=label)
+            return dict(text=words[0], text_b="", label=label)
+        return dict(text=words[0], text_b=words[1] if self.task == "mnli" else "", label=label)
 
     def image(self, row):
         if multiprocessing.parent_process() and jax.config.jax_platforms != "cpu":
@@ -100,8 +104,8 @@ class FakeData:
     def split(self, task, name):
         return FakeSplit(task, name, dict(train=23, val=10, test=5)[name], self.broken)
 
-    def label_names(self, task):
-        return ANSWERS
+    def names(self, task):
+        return Names(tuple(ANSWERS))
 
 
 def make_settings(**changes):
@@ -173,16 +177,16 @@ def test_batches_hold_what_their_task_needs(data):
             assert batch.token_mask.sum(1).max() <= batch.input_ids.shape[1]
             text_lengths.setdefault(batch.task, set()).add(batch.input_ids.shape[1])
         targets = batch.targets
-        if spec.kind == "detection":
+        if spec.output == "objects":
             assert targets.boxes_cxcywh.shape == (BATCH, 5, 4)
             assert (targets.attributes is not None) == (batch.task == "visual_genome")
             real = targets.boxes_cxcywh[targets.object_mask]
             assert ((real > 0) & (real <= 1)).all()
             assert not targets.boxes_cxcywh[~targets.object_mask].any()
-        elif spec.soft_targets:
-            assert targets.labels is None and targets.answer_scores.shape == (BATCH, 4)
+        elif spec.output == "scores":
+            assert targets.answer_scores.shape == (BATCH, 4)
         else:
-            assert targets.labels.shape == (BATCH,) and targets.answer_scores is None
+            assert targets.labels.shape == (BATCH,)
     assert set(seen) == set(TASKS)
     assert text_lengths["mnli"] | text_lengths["sst2"] == {6, 9, 12}
 
@@ -212,25 +216,23 @@ def test_examples_are_their_records(data):
                         np.testing.assert_array_equal(whole[: size[0], : size[1]], image)
                         assert whole.sum() == image.astype(int).sum()
                     if spec.has_text:
-                        first = record.get("text_a") or record.get("question")
-                        first = first or record["hypothesis"]
-                        second = record.get("text_b", "")
+                        first, second = record["text"], record["text_b"]
                         ((ids, start),) = tokenizer.encode([first], [second], spec.max_tokens)
                         n = len(ids)
                         assert batch.input_ids[i, :n].tolist() == ids.tolist()
                         assert batch.token_mask[i].sum() == n and batch.token_mask[i, :n].all()
                         assert batch.segment_ids[i].sum() == n - start
-                    if spec.kind == "detection":
+                    if spec.output == "objects":
                         n = split.num_objects[row]  # the record's last one is a crowd
                         assert batch.targets.object_mask[i].sum() == n
-                        x, y, w, h = record["boxes_xywh"][:n].T
+                        x, y, w, h = record["objects"]["boxes_xywh"][:n].T
                         boxes = np.stack([x + w / 2, y + h / 2, w, h], -1)
                         boxes = boxes / np.tile([split.width[row], split.height[row]], 2)
                         np.testing.assert_allclose(
                             batch.targets.boxes_cxcywh[i, :n], boxes, atol=1e-6
                         )
                         assert batch.targets.labels[i, :n].tolist() == list(range(1, n + 1))
-                    elif spec.soft_targets:
+                    elif spec.output == "scores":
                         scores = [0, 1, 0.6, 0]  # ten annotators say a 6, b 2, zz 2 times
                         np.testing.assert_allclose(
                             batch.targets.answer_scores[i], scores, atol=1e-6
@@ -297,8 +299,7 @@ def test_evaluation_reads_every_example_once(data):
                 found = list(batches)
             index = np.concatenate([batch.index for batch in found])
             assert sorted(index[index >= 0].tolist()) == list(range(count))
-            labelled = split == "val" or settings.tasks[task].kind == "detection"
-            assert all((batch.targets is not None) == labelled for batch in found)
+            assert all((batch.targets is not None) == (split == "val") for batch in found)
             parts = []
             for places in HALVES:
                 with loader.eval_batches(settings, data, task, split, places) as batches:

@@ -139,7 +139,7 @@ def test_every_example_fits_its_batchs_bucket(task):
             drawn = Examples(BATCH, *(None if a is None else a[plan.rows] for a in arrays))
             size = mixture.padded_sizes(spec, drawn, settings.data, plan.seeds)
             if spec.has_image:
-                planned = (KINDS[task], drawn.height, drawn.width, settings.data, plan.seeds)
+                planned = (spec.transforms, drawn.height, drawn.width, settings.data, plan.seeds)
                 np.testing.assert_array_equal(size, transforms.plan(*planned).size)
             assert plan.bucket in buckets
             assert (size <= plan.bucket).all()

@@ -53,14 +53,14 @@ def test_index_arrays_agree_with_the_records(data_dir):
                 assert record["image_row"] == split.image_row[row]
                 assert (record["width"], record["height"]) == (split.width[row], split.height[row])
                 if task == "coco":
-                    x, y, w, h = record["boxes_xywh"].T
+                    x, y, w, h = record["objects"]["boxes_xywh"].T
                     clipped = np.stack(
                         [
                             np.minimum(x + w, record["width"]) - np.maximum(x, 0),
                             np.minimum(y + h, record["height"]) - np.maximum(y, 0),
                         ]
                     )
-                    kept = (clipped > 0).all(0) & ~record["iscrowd"]
+                    kept = (clipped > 0).all(0) & ~record["objects"]["iscrowd"]
                     assert split.num_objects[row] == kept.sum()
 
 
@@ -70,7 +70,7 @@ def test_lengths_are_those_of_the_texts(data_dir):
     for name in data.splits("qnli"):
         split = data.split("qnli", name)
         for row in range(len(split)):
-            first, second = text.texts_of(split[row])
+            first, second = split[row]["text"], split[row]["text_b"]
             ((ids, _),) = tokenizer.encode([first], [second], 512)
             assert split.num_tokens[row] == len(ids)
     assert data.split("vqa2", "train").num_tokens is None  # all padded to the task's length
@@ -325,8 +325,8 @@ def test_a_record_source_of_ones_own(source, tmp_path, monkeypatch):
     prepare.prepare(tmp_path, tmp_path / "data", ["my_source:Weather"], QUIET)
     data = PreparedData(tmp_path / "data", ["weather"])
     assert list(data.split("weather", "train")) == [
-        {"text_a": "rain", "label": 0},
-        {"text_a": "sun", "label": 1},
+        {"id": "0", "text": "rain", "text_b": "", "label": 0},
+        {"id": "1", "text": "sun", "text_b": "", "label": 1},
     ]
     assert data.label_names("weather") == ["even", "odd"]
 

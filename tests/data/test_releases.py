@@ -54,18 +54,18 @@ def raw(tmp_path):
 
 def test_visual_genome_from_its_release(raw, tmp_path):
     data = prepared(raw, tmp_path / "data", "visual_genome")
-    assert [r["image_id"] for r in data.split("visual_genome", "train")] == [2, 1159296]
-    assert [r["image_id"] for r in data.split("visual_genome", "val")] == [5]
+    assert [int(r["id"]) for r in data.split("visual_genome", "train")] == [2, 1159296]
+    assert [int(r["id"]) for r in data.split("visual_genome", "val")] == [5]
     first, second = data.split("visual_genome", "train")
-    assert first["category_ids"].tolist() == [1, 3, 2]
-    assert first["boxes_xywh"].tolist() == [[1, 2, 5, 6]] * 3
-    assert [[n for n in slots if n >= 0] for slots in first["attributes"].tolist()] == [
+    assert first["objects"]["category_ids"].tolist() == [1, 3, 2]
+    assert first["objects"]["boxes_xywh"].tolist() == [[1, 2, 5, 6]] * 3
+    assert [[n for n in slots if n >= 0] for slots in first["objects"]["attributes"].tolist()] == [
         [4, 1, 2],
         [2, 1],
         [3],
     ]
-    assert len(second["boxes_xywh"]) == 0
-    assert data.split("visual_genome", "val")[0]["category_ids"].tolist() == [3]
+    assert len(second["objects"]["boxes_xywh"]) == 0
+    assert data.split("visual_genome", "val")[0]["objects"]["category_ids"].tolist() == [3]
     assert data.label_names("visual_genome") == ["", "tree", "sky", "car"]
     assert data.attribute_names("visual_genome") == ["", "red", "white", "black and white", "tall"]
     assert (data.num_labels("visual_genome"), data.num_attributes("visual_genome")) == (4, 5)
@@ -81,8 +81,12 @@ def test_an_object_keeps_sixteen_attributes(tmp_path):
     official.write_raw_visual_genome(root, objects, RAW_IMAGES)
     official.write(root / vg.ATTRIBUTE_NAMES, names)
     data = prepared(root, tmp_path / "data", "visual_genome")
-    assert data.split("visual_genome", "train")[0]["attributes"].tolist() == [[*range(1, 17)]]
-    assert data.split("visual_genome", "val")[0]["attributes"].tolist() == [[4, 2] + [-1] * 14]
+    assert data.split("visual_genome", "train")[0]["objects"]["attributes"].tolist() == [
+        [*range(1, 17)]
+    ]
+    assert data.split("visual_genome", "val")[0]["objects"]["attributes"].tolist() == [
+        [4, 2] + [-1] * 14
+    ]
 
 
 def test_faults_in_the_release_of_visual_genome(raw, tmp_path):
@@ -102,7 +106,7 @@ def test_faults_in_the_release_of_visual_genome(raw, tmp_path):
         ("unknown image", "skipped"): 1,
         ("duplicate id", "skipped"): 1,
     }
-    assert data.split("visual_genome", "train")[0]["category_ids"].tolist() == [1, 3, 2]
+    assert data.split("visual_genome", "train")[0]["objects"]["category_ids"].tolist() == [1, 3, 2]
 
 
 def test_the_references_annotations_come_first(raw, tmp_path):
@@ -138,9 +142,9 @@ def prepare_pairs(tmp_path, karpathy):
     root = official.write_world(tmp_path / "source")
     write_pairs(root, karpathy)
     data = prepared(root, tmp_path / "data", "vqa2")
-    records = [r for r in data.split("vqa2", "train") if r["question_id"] < 0]
+    records = [r for r in data.split("vqa2", "train") if int(r["id"]) < 0]
     (note,) = data.manifest["datasets"]["vqa2"]["notes"]
-    return data, [(r["question_id"], r["question"], r["answers"]) for r in records], note
+    return data, [(int(r["id"]), r["text"], r["answers"]) for r in records], note
 
 
 def test_visual_genome_questions_of_karpathys_parts(tmp_path):
@@ -148,9 +152,9 @@ def test_visual_genome_questions_of_karpathys_parts(tmp_path):
     data, records, note = prepare_pairs(tmp_path, parts)
     assert records == [(-111000, "What?", ["A cat"]), (-11, "Who?", ["Tom"])]
     assert note.startswith("2 of Visual Genome's 8 question-answer pairs are trained on: those on")
-    assert [r["question_id"] for r in data.split("vqa2", "val")] == [8000, 139000]
+    assert [int(r["id"]) for r in data.split("vqa2", "val")] == [8000, 139000]
     assert noted(data)["empty text", "skipped"] == 2  # a question and an answer
-    row = [r["question_id"] for r in data.split("vqa2", "train")].index(-11)
+    row = [int(r["id"]) for r in data.split("vqa2", "train")].index(-11)
     assert data.split("vqa2", "train").image(row) == official.jpeg((40, 30), 111)
 
 
@@ -205,7 +209,7 @@ def test_glue_from_the_copy_of_tfds(tmp_path, source, file_format):
     data = prepared(root, tmp_path / "data", source.name)
     assert set(data.splits(source.name)) == set(source.parts)
     for split, (_, name) in source.parts.items():
-        rows = {r["example_id"]: (r["text_a"], r["label"]) for r in data.split(source.name, split)}
+        rows = {r["id"]: (r["text"], r["label"]) for r in data.split(source.name, split)}
         test = split.startswith("test")
         assert rows == {str(n): (f"{name} {n} é", -1 if test else n % 2) for n in range(3)}
         assert data.split(source.name, split).labelled != test

@@ -50,20 +50,20 @@ def test_coco_records_are_what_pycocotools_reads(data, source, split, capsys):
 
     truth = pycocotools.coco.COCO(source / f"coco/annotations/instances_{split}2017.json")
     records = data.split("coco", split)
-    assert [r["image_id"] for r in records] == sorted(truth.getImgIds())
+    assert [int(r["id"]) for r in records] == sorted(truth.getImgIds())
     for row, record in enumerate(records):
-        annotations = truth.loadAnns(truth.getAnnIds([record["image_id"]]))
+        annotations = truth.loadAnns(truth.getAnnIds([int(record["id"])]))
         boxes = np.array([a["bbox"] for a in annotations], np.float32).reshape(-1, 4)
-        order, true_order = np.lexsort(record["boxes_xywh"].T), np.lexsort(boxes.T)
-        np.testing.assert_array_equal(record["boxes_xywh"][order], boxes[true_order])
+        order, true_order = np.lexsort(record["objects"]["boxes_xywh"].T), np.lexsort(boxes.T)
+        np.testing.assert_array_equal(record["objects"]["boxes_xywh"][order], boxes[true_order])
         for key, name in (("category_ids", "category_id"), ("iscrowd", "iscrowd")):
             values = np.array([a[name] for a in annotations]).reshape(-1)
-            np.testing.assert_array_equal(record[key][order], values[true_order])
+            np.testing.assert_array_equal(record["objects"][key][order], values[true_order])
         areas = np.array([a["area"] for a in annotations], np.float32)
-        np.testing.assert_array_equal(record["areas"][order], areas[true_order])
-        assert record["attributes"].shape == (len(boxes), 16)
-        assert (record["attributes"] == -1).all()
-        file = source / f"coco/{split}2017" / f"{record['image_id']:012d}.jpg"
+        np.testing.assert_array_equal(record["objects"]["areas"][order], areas[true_order])
+        assert record["objects"]["attributes"].shape == (len(boxes), 16)
+        assert (record["objects"]["attributes"] == -1).all()
+        file = source / f"coco/{split}2017" / f"{int(record['id']):012d}.jpg"
         assert records.image(row) == file.read_bytes()
         assert PIL.Image.open(file).size == (record["width"], record["height"])
 
@@ -85,9 +85,9 @@ def test_objects_that_training_keeps(data):
 def test_visual_genome_with_attributes(data, source):
     split = data.split("visual_genome", "train")
     first, second = split
-    assert (first["image_id"], second["image_id"]) == (2, 1159296)
-    assert first["attributes"].tolist() == [[4, 2] + [-1] * 14]
-    assert (second["attributes"] == -1).all()
+    assert (int(first["id"]), int(second["id"])) == (2, 1159296)
+    assert first["objects"]["attributes"].tolist() == [[4, 2] + [-1] * 14]
+    assert (second["objects"]["attributes"] == -1).all()
     folder = source / "visual_genome"
     assert split.image(1) == (folder / "VG_100K_2/1159296.jpg").read_bytes()
     assert data.num_labels("visual_genome") == 3
@@ -101,8 +101,8 @@ def test_vqa2_is_split_by_coco_2017(data):
     for name in ("train", "val"):
         expected = sorted(row for row in asked if (row[1] in val_images) == (name == "val"))
         records = list(data.split("vqa2", name))
-        assert [r["question_id"] for r in records] == [row[0] for row in expected]
-        assert [r["question"] for r in records] == [row[2] for row in expected]
+        assert [int(r["id"]) for r in records] == [row[0] for row in expected]
+        assert [r["text"] for r in records] == [row[2] for row in expected]
         assert [r["answers"] for r in records] == [row[3] for row in expected]
         for record, row in zip(records, expected, strict=True):
             size = {**official.COCO_IMAGES["train"], **val_images}[row[1]]
@@ -112,7 +112,7 @@ def test_vqa2_is_split_by_coco_2017(data):
 def test_vqa2_and_coco_share_one_image_store(data):
     vqa2, train = data.split("vqa2", "train"), data.split("coco", "train")
     assert vqa2.images is train.images
-    rows = {record["image_id"]: record["image_row"] for record in train}
+    rows = {int(record["id"]): record["image_row"] for record in train}
     assert [r["image_row"] for r in vqa2] == [rows[9], rows[25], rows[111], rows[111]]
     assert vqa2.image(0) == train.image(0)
 
@@ -159,7 +159,7 @@ def test_vqa2_images_under_their_names_of_2014(source, tmp_path):
         official.write(root / f"coco/val2014/COCO_val2014_{image_id:012d}.jpg", content)
     data = prepared(root, tmp_path / "data", "vqa2")
     split = data.split("vqa2", "train")
-    assert [r["question_id"] for r in split] == [9000, 25000, 111000, 111001]
+    assert [int(r["id"]) for r in split] == [9000, 25000, 111000, 111001]
     assert split.image(0) == official.jpeg((60, 40), 9)
     assert split.width.tolist() == [60, 50, 50, 50]
 
@@ -169,9 +169,9 @@ def test_snli_ve(data):
     for name, part in (("train", "train"), ("val", "dev"), ("test", "test")):
         lines = official.snli_ve_lines()[part]
         split = data.split("snli_ve", name)
-        assert [r["hypothesis"] for r in split] == [line["sentence2"] for line in lines]
+        assert [r["text"] for r in split] == [line["sentence2"] for line in lines]
         assert [r["label"] for r in split] == [labels[line["gold_label"]] for line in lines]
-        assert [r["example_id"] for r in split] == [line["pairID"] for line in lines]
+        assert [r["id"] for r in split] == [line["pairID"] for line in lines]
         for row, line in enumerate(lines):
             image = int(line["Flikr30kID"].removesuffix(".jpg"))
             assert split.image(row) == official.jpeg((20 + image % 7, 25), image)
@@ -211,15 +211,15 @@ def test_glue_against_splitting_at_tabs(data, task, split, file, columns):
     assert len(records) == len(rows)
     for number, (record, row) in enumerate(zip(records, rows, strict=True)):
         values = [row[header.index(name)] if name else "" for name in columns]
-        assert record["example_id"] == (values[0] or str(number))
-        assert (record["text_a"], record["text_b"]) == (values[1], values[2])
+        assert record["id"] == (values[0] or str(number))
+        assert (record["text"], record["text_b"]) == (values[1], values[2])
         assert record["label"] == numbers[values[3]]
 
 
 def test_test_split_without_labels(data):
     split = data.split("qnli", "test")
     assert not split.labelled
-    assert [(r["example_id"], r["text_a"], r["label"]) for r in split] == [
+    assert [(r["id"], r["text"], r["label"]) for r in split] == [
         ("3", "a", -1),
         ("4", "c", -1),
     ]
@@ -238,7 +238,11 @@ def test_coco_test_images_come_after_all_others(data, source, tmp_path):
     more = prepared(root, tmp_path / "data", "coco")
     test = more.split("coco", "test")
     assert not test.labelled
-    assert (test[0]["image_row"], test[0]["width"], len(test[0]["boxes_xywh"])) == (6, 33, 0)
+    assert (test[0]["image_row"], test[0]["width"], len(test[0]["objects"]["boxes_xywh"])) == (
+        6,
+        33,
+        0,
+    )
     for name in ("train", "val"):
         np.testing.assert_array_equal(
             more.split("coco", name).image_row, data.split("coco", name).image_row

@@ -8,6 +8,7 @@ import pytest
 
 from tests import REFERENCE_FILES
 from unit_jax.data import batching, text
+from unit_jax.outputs.labels import answers
 
 REFERENCE = np.load(REFERENCE_FILES / "processing/reference.npz")
 DOC = json.loads(str(REFERENCE["doc"]))
@@ -107,9 +108,9 @@ def test_unfit_vocabulary_is_an_error(tmp_path, words, message):
 
 def test_soft_scores_are_the_references():
     numbers = {answer: i for i, answer in enumerate(DOC["vqa/vocab"])}
-    got = [text.answer_scores(a, numbers, len(numbers)) for a in DOC["vqa/answers"]]
+    got = [answers.answer_scores(a, numbers, len(numbers)) for a in DOC["vqa/answers"]]
     np.testing.assert_allclose(np.stack(got), REFERENCE["vqa/scores"], rtol=0, atol=1e-6)
 
 
 def test_answers_are_normalised():
-    assert text.normalise_answer(" The dog's, REALLY? ") == "the dog 's really"
+    assert answers.normalise_answer(" The dog's, REALLY? ") == "the dog 's really"

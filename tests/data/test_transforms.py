@@ -10,7 +10,8 @@ from PIL import Image
 from configs import unit
 from tests import REFERENCE_FILES
 from unit_jax.data import counters, transforms
-from unit_jax.data.transforms import Objects
+from unit_jax.outputs.objects import targets
+from unit_jax.outputs.objects.targets import Objects
 from unit_jax.settings import DataSettings, build
 
 REFERENCE = np.load(REFERENCE_FILES / "processing/reference.npz")
@@ -43,18 +44,22 @@ def test_resized_size_of_one_image_and_of_an_extreme_one():
 
 def loaded() -> Objects:
     height, width = REFERENCE["coco/image"].shape[:2]
-    return transforms.load_objects(
-        np.asarray([a["bbox"] for a in ANNOTATIONS]),
-        np.asarray([a["category_id"] for a in ANNOTATIONS]),
-        np.asarray([a.get("iscrowd", 0) for a in ANNOTATIONS]),
-        np.asarray([a["attribute_ids_max16"] for a in ANNOTATIONS]),
-        height,
-        width,
+    fields = dict(
+        boxes_xywh=np.asarray([a["bbox"] for a in ANNOTATIONS]),
+        category_ids=np.asarray([a["category_id"] for a in ANNOTATIONS]),
+        iscrowd=np.asarray([a.get("iscrowd", 0) for a in ANNOTATIONS]),
+        attributes=np.asarray([a["attribute_ids_max16"] for a in ANNOTATIONS]),
     )
+    return targets.load(fields, height, width)
+
+
+def apply(pixels, objects, plan, row):
+    pixels, moves = transforms.apply(pixels, plan, row)
+    return pixels, targets.move(objects, moves)
 
 
 def check_objects(case: str, objects: Objects):
-    np.testing.assert_array_equal(objects.boxes, REFERENCE[f"coco/{case}/boxes"])
+    np.testing.assert_array_equal(objects.boxes_xyxy, REFERENCE[f"coco/{case}/boxes"])
     np.testing.assert_array_equal(objects.labels, REFERENCE[f"coco/{case}/labels"])
     np.testing.assert_array_equal(objects.attributes, REFERENCE[f"coco/{case}/attributes"])
     assert [x.dtype for x in objects] == [np.float32, np.int32, np.int32]
@@ -65,9 +70,13 @@ def test_loading_drops_crowds_and_empty_boxes_and_clamps():
 
 
 def test_loading_no_objects():
-    objects = transforms.load_objects(
-        np.zeros((0, 4)), np.zeros(0), np.zeros(0, bool), np.zeros((0, 16)), 5, 7
+    fields = dict(
+        boxes_xywh=np.zeros((0, 4)),
+        category_ids=np.zeros(0),
+        iscrowd=np.zeros(0, bool),
+        attributes=np.zeros((0, 16)),
     )
+    objects = targets.load(fields, 5, 7)
     assert [x.shape for x in objects] == [(0, 4), (0,), (0, 16)]
 
 
@@ -85,7 +94,7 @@ def test_flip_and_resize_are_the_references(case, short_side, max_side):
     if short_side:
         size = transforms.resized_size(*size, short_side, max_side)
     plan = one(flip=case == "hflip", size=size)
-    pixels, objects = transforms.apply(image, loaded(), plan, 0)
+    pixels, objects = apply(image, loaded(), plan, 0)
     expected = REFERENCE[f"coco/{case}/image_out"]
     assert pixels.shape == expected.shape and pixels.dtype == np.uint8
     assert np.abs(pixels.astype(int) - expected).max() <= 1
@@ -95,14 +104,14 @@ def test_flip_and_resize_are_the_references(case, short_side, max_side):
 def test_crop_is_the_references():
     image = REFERENCE["coco/image"]
     plan = one(first=image.shape[:2], crop=(10, 30, 30, 40), size=(30, 40))
-    pixels, objects = transforms.apply(image, loaded(), plan, 0)
+    pixels, objects = apply(image, loaded(), plan, 0)
     np.testing.assert_array_equal(pixels, REFERENCE["coco/crop_i10_j30_h30_w40/image_out"])
     check_objects("crop_i10_j30_h30_w40", objects)
 
 
 def test_normalised_boxes_are_the_references():
     np.testing.assert_array_equal(
-        transforms.normalise_boxes(loaded().boxes, *REFERENCE["coco/image"].shape[:2]),
+        targets.normalise_boxes(loaded().boxes_xyxy, *REFERENCE["coco/image"].shape[:2]),
         REFERENCE["coco/normalize/boxes"],
     )
 
@@ -111,14 +120,14 @@ def test_evaluation_is_the_references_inference_transform():
     image = REFERENCE["coco/image"]
     height, width = image.shape[:2]
     plan = transforms.plan(
-        "detection", [height], [width], settings(eval_short_side=64, eval_max_side=90)
+        "detr", [height], [width], settings(eval_short_side=64, eval_max_side=90)
     )
-    pixels, objects = transforms.apply(image, loaded(), plan, 0)
+    pixels, objects = apply(image, loaded(), plan, 0)
     expected = REFERENCE["coco/inference_64_max90/image_out"].transpose(1, 2, 0)
     expected = (expected * STD + MEAN) * 255
     assert pixels.shape == expected.shape
     assert np.abs(pixels - expected).max() <= 1 + 1e-3
-    boxes = transforms.normalise_boxes(objects.boxes, *pixels.shape[:2])
+    boxes = targets.normalise_boxes(objects.boxes_xyxy, *pixels.shape[:2])
     np.testing.assert_array_equal(boxes, REFERENCE["coco/inference_64_max90/boxes"])
 
 
@@ -126,9 +135,9 @@ def test_planning_is_a_function_of_each_row_alone():
     rng = np.random.default_rng(0)
     h, w = rng.integers(200, 900, (2, 50))
     seeds = rng.integers(0, 2**63, 50).astype(np.uint64)
-    together = transforms.plan("detection", h, w, PAPER, seeds)
+    together = transforms.plan("detr", h, w, PAPER, seeds)
     order = rng.permutation(50)[:20]
-    apart = transforms.plan("detection", h[order], w[order], PAPER, seeds[order])
+    apart = transforms.plan("detr", h[order], w[order], PAPER, seeds[order])
     for a, b in zip(together, apart, strict=True):
         np.testing.assert_array_equal(a[order], b)
 
@@ -136,7 +145,7 @@ def test_planning_is_a_function_of_each_row_alone():
 def test_planned_augmentation_follows_the_papers_distribution():
     n = 40_000
     h, w = np.full(n, 480), np.full(n, 640)
-    plan = transforms.plan("detection", h, w, PAPER, counters.mix("test", np.arange(n)))
+    plan = transforms.plan("detr", h, w, PAPER, counters.mix("test", np.arange(n)))
     cropped = plan.crop[:, 2] > 0
     # Five standard deviations of a mean of n coin tosses are 0.0125.
     assert abs(plan.flip.mean() - 0.5) < 0.0125
@@ -164,10 +173,10 @@ def test_planned_augmentation_follows_the_papers_distribution():
 def test_vision_language_training_only_resizes():
     seeds = np.arange(3, dtype=np.uint64)
     h, w = np.asarray([333, 480, 100]), np.asarray([1000, 640, 100])
-    plan = transforms.plan("vision_language", h, w, PAPER, seeds)
+    plan = transforms.plan("resize", h, w, PAPER, seeds)
     assert not plan.flip.any() and not plan.crop.any()
     assert plan.size.tolist() == [[443, 1330], [800, 1066], [800, 800]]
-    detection = transforms.plan("detection", h, w, PAPER)
+    detection = transforms.plan("detr", h, w, PAPER)
     assert detection.size.tolist() == [[444, 1333], [800, 1066], [800, 800]]
 
 
@@ -212,7 +221,7 @@ def test_applied_is_what_was_planned():
     )
     n = 60
     h, w = rng.integers(20, 90, (2, n))
-    plan = transforms.plan("detection", h, w, small, counters.mix(1, np.arange(n)))
+    plan = transforms.plan("detr", h, w, small, counters.mix(1, np.arange(n)))
     dropped = 0
     for i in range(n):
         image = rng.integers(0, 256, (h[i], w[i], 3), np.uint8)
@@ -223,11 +232,11 @@ def test_applied_is_what_was_planned():
             np.arange(6, dtype=np.int32),
             np.tile(np.arange(6, dtype=np.int32)[:, None], 16),
         )
-        pixels, seen = transforms.apply(image, objects, plan, i)
+        pixels, seen = apply(image, objects, plan, i)
         expected_pixels, expected_boxes, kept = slow_augmentation(image, boxes, plan, i)
         assert pixels.shape[:2] == tuple(plan.size[i])
         np.testing.assert_array_equal(pixels, expected_pixels)
-        np.testing.assert_allclose(seen.boxes, expected_boxes, atol=1e-4)
+        np.testing.assert_allclose(seen.boxes_xyxy, expected_boxes, atol=1e-4)
         assert seen.labels.tolist() == kept
         assert seen.attributes[:, 0].tolist() == kept
         dropped += 6 - len(kept)
@@ -246,16 +255,16 @@ def test_possible_sizes_holds_every_planned_size():
     )
     rng = np.random.default_rng(2)
     h, w = rng.integers(30, 60, (2, 20))
-    possible = {tuple(s) for s in transforms.possible_sizes("detection", h, w, small, True)}
+    possible = {tuple(s) for s in transforms.possible_sizes("detr", h, w, small, True)}
     seen = set()
     for seed in range(300):
-        plan = transforms.plan("detection", h, w, small, counters.mix(seed, np.arange(20)))
+        plan = transforms.plan("detr", h, w, small, counters.mix(seed, np.arange(20)))
         seen |= {tuple(s) for s in plan.size}
     assert seen <= possible
     assert len(possible) < 3 * len(seen)  # not merely everything
-    for kind in ("detection", "vision_language"):
-        sizes = transforms.possible_sizes(kind, h, w, small, False)
-        expected = transforms.plan(kind, h, w, small).size
+    for style in ("detr", "resize"):
+        sizes = transforms.possible_sizes(style, h, w, small, False)
+        expected = transforms.plan(style, h, w, small).size
         assert {tuple(s) for s in sizes} == {tuple(s) for s in expected}
 
 

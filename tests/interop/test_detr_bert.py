@@ -10,10 +10,10 @@ from flax import nnx
 from huggingface_hub import errors
 
 from configs import unit as config
+from unit_jax import outputs
 from unit_jax import settings as settings_lib
 from unit_jax.interop import bert, detr, init_from, mmf, torch_files, transfer
 from unit_jax.models import flat
-from unit_jax.models.unit import Unit
 from unit_jax.settings import Settings
 
 WIDTH, LAYERS = 8, 2  # of the text encoder
@@ -52,7 +52,7 @@ def randoms(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.n
 def fresh(settings: Settings, seed: int = 0) -> dict[str, np.ndarray]:
     """The model's paths and shapes with numbers that stand for initial ones."""
     _, params, statistics = flat.abstract(
-        lambda: Unit(settings.model, settings.tasks, rngs=nnx.Rngs(0))
+        lambda: outputs.build(settings.model, settings.tasks, rngs=nnx.Rngs(0))
     )
     return randoms({name: x.shape for name, x in {**params, **statistics}.items()}, seed)
 

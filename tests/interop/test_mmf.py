@@ -10,10 +10,10 @@ from flax import nnx
 
 from configs import unit
 from tests import REFERENCE_FILES
+from unit_jax import outputs
 from unit_jax import settings as settings_lib
 from unit_jax.interop import mmf, rules
 from unit_jax.models import flat
-from unit_jax.models.unit import Unit
 from unit_jax.training import optimizer as optim
 
 # Names and shapes of two of the reference's state dicts: [name, shape, dtype, canonical name].
@@ -73,7 +73,7 @@ def test_export_undoes_import_to_the_bit(case):
 def test_every_parameter_of_the_papers_models_has_a_name(variant, entries):
     settings = settings_lib.from_config(unit.values(variant))
     _, params, statistics = flat.abstract(
-        lambda: Unit(settings.model, settings.tasks, rngs=nnx.Rngs(0))
+        lambda: outputs.build(settings.model, settings.tasks, rngs=nnx.Rngs(0))
     )
     paths = {**params, **statistics}
     state = mmf.export_state(
@@ -87,7 +87,7 @@ def test_our_parameters_cover_the_references_one_to_one():
     names = json.loads(lzma.decompress(PAPER_NAMES.read_bytes()))
     settings = settings_lib.from_config(unit.values())
     _, params, statistics = flat.abstract(
-        lambda: Unit(settings.model, settings.tasks, rngs=nnx.Rngs(0))
+        lambda: outputs.build(settings.model, settings.tasks, rngs=nnx.Rngs(0))
     )
     assert sum(math.prod(leaf.shape) for leaf in params.values()) == 201_507_900
     frozen = optim.Optimizer(settings.optimizer, 1).is_frozen

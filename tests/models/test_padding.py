@@ -14,13 +14,14 @@ from flax import nnx
 
 from configs import unit
 from tests.models.test_unit import TASKS, TOKENS, tiny_settings
+from unit_jax import outputs as rooms
 from unit_jax import settings as settings_lib
-from unit_jax.batch import Batch, Targets
+from unit_jax.batch import Batch
 from unit_jax.data import batching
 from unit_jax.models import flat
 from unit_jax.models.unit import Unit
-from unit_jax.outputs.labels import loss as classification
-from unit_jax.outputs.objects import loss as detection
+from unit_jax.outputs.labels.room import LabelTargets, ScoreTargets
+from unit_jax.outputs.objects.targets import ObjectTargets
 
 LOSS = settings_lib.from_config(unit.values()).loss  # normalised per image
 IMAGE_TASKS = ("coco", "visual_genome", "vqa2", "snli_ve")
@@ -31,7 +32,7 @@ RELATIVE = 1e-4
 @pytest.fixture(scope="module")
 def model() -> Unit:
     settings = tiny_settings(decoder=dict(layers=1), image_encoder=dict(layers=1))
-    found = Unit(settings, TASKS, rngs=nnx.Rngs(0))
+    found = rooms.build(settings, TASKS, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     found.calibrate(rng.integers(0, 256, (2, 64, 64, 3), np.uint8), np.full((2, 2), 64))
     return found
@@ -45,8 +46,8 @@ def random_examples(task: str, sizes, rng) -> Batch:
         texts = [(rng.integers(1, 50, k), k // 2) for k in rng.integers(3, TOKENS + 1, n)]
         ids, mask, segments = batching.pad_texts(texts, TOKENS)
         batch = batch.replace(input_ids=ids, token_mask=mask, segment_ids=segments)
-    if spec.kind == "detection":
-        targets = Targets(
+    if spec.output == "objects":
+        targets = ObjectTargets(
             boxes_cxcywh=rng.uniform(0.2, 0.8, (n, OBJECTS, 4)).astype(np.float32),
             labels=rng.integers(0, spec.num_labels, (n, OBJECTS)),
             object_mask=np.ones((n, OBJECTS), bool),
@@ -54,10 +55,10 @@ def random_examples(task: str, sizes, rng) -> Batch:
         if spec.num_attributes:
             slots = rng.integers(0, spec.num_attributes, (n, OBJECTS, 16))
             targets = targets.replace(attributes=slots)
-    elif spec.soft_targets:
-        targets = Targets(answer_scores=rng.uniform(0, 1, (n, spec.num_labels)).astype(np.float32))
+    elif spec.output == "scores":
+        targets = ScoreTargets(rng.uniform(0, 1, (n, spec.num_labels)).astype(np.float32))
     else:
-        targets = Targets(labels=rng.integers(0, spec.num_labels, n))
+        targets = LabelTargets(labels=rng.integers(0, spec.num_labels, n))
     return batch.replace(targets=targets)
 
 
@@ -77,16 +78,12 @@ def compiled(graph: nnx.GraphDef):
         def loss(params):
             model, spec = flat.merge(graph, params, statistics), TASKS[batch.task]
             outputs = model(batch)
-            if spec.kind != "detection":
-                total, _ = classification.classification_loss(outputs, batch.targets, spec, LOSS)
-                return total, outputs
-            # Always the same matches: how they are found is no matter of padding.
-            shape = (outputs.logits.shape[0], *batch.targets.object_mask.shape)
-            matches = jnp.broadcast_to(jnp.arange(OBJECTS), shape)
-            head = functools.partial(model.attribute_logits, spec.name)
-            total, _ = detection.detection_loss(
-                outputs, batch.targets, matches, LOSS, spec, head if spec.num_attributes else None
-            )
+            room, matches = rooms.room(spec), None
+            if room.matches:
+                # Always the same matches: how they are found is no matter of padding.
+                shape = (outputs.logits.shape[0], *batch.targets.object_mask.shape)
+                matches = jnp.broadcast_to(jnp.arange(OBJECTS), shape)
+            total, _ = room.loss(outputs, batch.targets, model.heads[spec.name], LOSS, matches)
             return total, outputs
 
         (_, outputs), grads = jax.value_and_grad(loss, has_aux=True)(params)
@@ -137,7 +134,7 @@ def test_an_image_answers_alike_alone_and_in_any_batch(model, task, seed):
 def test_a_text_answers_alike_in_any_length(model, task):
     rng = np.random.default_rng(0)
     texts = [(rng.integers(1, 50, n), min(n, 3)) for n in (4, 6)]
-    labels = Targets(labels=np.asarray([1, 0]))
+    labels = LabelTargets(labels=np.asarray([1, 0]))
     found = []
     for length in (6, 7, TOKENS):
         ids, mask, segments = batching.pad_texts(texts, length)
@@ -154,7 +151,9 @@ def test_a_text_answers_alike_in_any_length(model, task):
 
 def test_without_masking_padding_is_seen(model):
     """The property is the mask's doing, and these checks notice its absence."""
-    leaky = Unit(dataclasses.replace(model.settings, mask_padding=False), TASKS, rngs=nnx.Rngs(0))
+    leaky = rooms.build(
+        dataclasses.replace(model.settings, mask_padding=False), TASKS, rngs=nnx.Rngs(0)
+    )
     rng = np.random.default_rng(0)
     examples = random_examples("snli_ve", [(40, 50)], rng)
     (alone, _), (outputs, _) = (

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from configs import demo, unit
+from unit_jax import outputs as rooms
 from unit_jax import settings as settings_lib
 from unit_jax.batch import Batch, Outputs
 from unit_jax.models import flat
@@ -47,7 +48,7 @@ TASKS = {
 
 
 def build(**changes) -> Unit:
-    model = Unit(tiny_settings(**changes), TASKS, rngs=nnx.Rngs(0))
+    model = rooms.build(tiny_settings(**changes), TASKS, rngs=nnx.Rngs(0))
     images, sizes = pictures()
     model.calibrate(images, sizes)
     return model
@@ -113,7 +114,7 @@ def model() -> Unit:
 def test_parameter_counts_are_the_papers(variant, parameters):
     settings = settings_lib.from_config(unit.values(variant))
     _, params, statistics = flat.abstract(
-        lambda: Unit(settings.model, settings.tasks, rngs=nnx.Rngs(0))
+        lambda: rooms.build(settings.model, settings.tasks, rngs=nnx.Rngs(0))
     )
     assert sum(leaf.size for leaf in params.values()) == parameters
     # Batch norms are no parameters: four tensors in each of ResNet-50's 53.
@@ -126,18 +127,18 @@ def test_answers_of_every_kind_of_task(model):
         spec = TASKS[task]
         outputs = answer(model, make_batch(task))
         assert outputs.hidden_states.shape == (2, 2, 3, 32)
-        if spec.kind == "detection":
+        if spec.output == "objects":
             assert outputs.logits.shape == (2, 2, 3, 6)
             assert outputs.boxes_cxcywh.shape == (2, 2, 3, 4)
             assert ((outputs.boxes_cxcywh > 0) & (outputs.boxes_cxcywh < 1)).all()
         else:
             assert outputs.logits.shape == (1, 2, 5) and outputs.boxes_cxcywh is None
     hidden = answer(model, make_batch("visual_genome")).hidden_states
-    attributes = model.attribute_logits("visual_genome", hidden, np.zeros((2, 2, 3), np.int32))
+    attributes = model.heads["visual_genome"].attributes(hidden, np.zeros((2, 2, 3), np.int32))
     assert attributes.shape == (2, 2, 3, 7) and (attributes >= 0).all()
 
 
-def zero_by_structure(path: str, kind: str) -> bool:
+def zero_by_structure(path: str, inputs: tuple[str, ...]) -> bool:
     """Whether a parameter that the task reaches has no gradient all the same.
 
     Adding a constant to all keys of an attention changes nothing; the first decoder layer starts
@@ -147,10 +148,10 @@ def zero_by_structure(path: str, kind: str) -> bool:
         return True
     if path.startswith("decoder.layers.0.self_attention."):
         return ".query." in path or ".key." in path or path.endswith("value.kernel")
-    if kind == "detection" and path == "image_encoder.position_projection.bias":
+    if inputs == ("image",) and path == "image_encoder.position_projection.bias":
         return True
     chooses = re.search(r"(self|cross)_attention\.(query|key)\.", path)
-    return kind == "language" and (
+    return inputs == ("text",) and (
         bool(chooses) or path.startswith(("queries.", "text_encoder.position_projection."))
     )
 
@@ -166,11 +167,11 @@ def test_used_parameters_are_those_with_a_gradient(model, task):
         model = flat.merge(graph, params, statistics)
         outputs = model(batch)
         total = (outputs.hidden_states**3).sum() + (outputs.logits**2).sum()
-        if spec.kind == "detection":
+        if spec.output == "objects":
             total += (outputs.boxes_cxcywh**2).sum()
         if spec.num_attributes:
             ids = jnp.zeros((2, 2, 3), int)
-            total += (model.attribute_logits(task, outputs.hidden_states, ids) ** 2).sum()
+            total += (model.heads[task].attributes(outputs.hidden_states, ids) ** 2).sum()
         return total
 
     norms = {path: float(jnp.abs(g).max()) for path, g in jax.jit(jax.grad(loss))(params).items()}
@@ -179,7 +180,7 @@ def test_used_parameters_are_those_with_a_gradient(model, task):
         if not used_parameters(path, spec, model.settings):
             assert norm == 0, path
         else:
-            assert (norm > 1e-5 * largest) != zero_by_structure(path, spec.kind), (path, norm)
+            assert (norm > 1e-5 * largest) != zero_by_structure(path, spec.inputs), (path, norm)
 
 
 def test_attribute_head_is_not_reached_without_attributes():
@@ -289,7 +290,7 @@ def test_separate_decoders_answer_apart():
 
 def test_initial_values():
     settings = tiny_settings(image_encoder=dict(width=64), decoder=dict(width=128))
-    _, params, _ = flat.split(Unit(settings, TASKS, rngs=nnx.Rngs(0)))
+    _, params, _ = flat.split(rooms.build(settings, TASKS, rngs=nnx.Rngs(0)))
 
     def uniform(path: str, bound: float):
         values = np.asarray(params[path])

@@ -48,9 +48,17 @@ def test_detections_become_what_pycocotools_reads():
         width, height = 80 + 10 * image, 60
         xywh = np.concatenate([rng.uniform(0, 30, (4, 2)), rng.uniform(8, 30, (4, 2))], 1)
         records.append(
-            dict(width=width, height=height, boxes_xywh=xywh, category_ids=[1, 3, 4, 2],
-                 areas=xywh[:, 2] * xywh[:, 3], iscrowd=[0, 0, 0, 1])
-        )  # fmt: skip
+            dict(
+                width=width,
+                height=height,
+                objects=dict(
+                    boxes_xywh=xywh,
+                    category_ids=[1, 3, 4, 2],
+                    areas=xywh[:, 2] * xywh[:, 3],
+                    iscrowd=[0, 0, 0, 1],
+                ),
+            )
+        )
         boxes[image] = np.concatenate([xywh[:, :2] + xywh[:, 2:] / 2, xywh[:, 2:]], 1)
         boxes[image] /= [width, height, width, height]
         logits[image, range(4), [1, 3, 4, 2]] = 9
@@ -59,7 +67,7 @@ def test_detections_become_what_pycocotools_reads():
     np.testing.assert_array_equal(found[0]["labels"], [1, 3, 4, 2])
     np.testing.assert_allclose(found[0]["scores"], np.exp(9) / (np.exp(9) + 5))
     entries = [e for i, d in enumerate(found) for e in detection.to_coco(i, d)]
-    np.testing.assert_allclose(entries[5]["bbox"], records[1]["boxes_xywh"][1])
+    np.testing.assert_allclose(entries[5]["bbox"], records[1]["objects"]["boxes_xywh"][1])
     truth = detection.ground_truth(records, range(5))
     assert detection.coco_ap(truth, entries)["AP"] == pytest.approx(1)
     entries[5]["category_id"] = 4  # one wrong class: against pycocotools called by hand

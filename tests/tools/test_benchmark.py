@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from tests import ROOT
+from unit_jax import outputs
 from unit_jax.models import flat
 from unit_jax.models.unit import Unit
 from unit_jax.tools import benchmark
@@ -103,7 +104,7 @@ def test_flops_against_xla(task):
     settings, batches = prepared(f"--tasks={task}", *(f"--set=model.{x}" for x in wide))
 
     def model() -> Unit:
-        return Unit(settings.model, settings.tasks, rngs=nnx.Rngs(0))
+        return outputs.build(settings.model, settings.tasks, rngs=nnx.Rngs(0))
 
     graph, params, rest = flat.abstract(model)
 

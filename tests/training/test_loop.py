@@ -13,7 +13,7 @@ from etils import epath
 
 from tests import tiny
 from unit_jax import run as run_lib
-from unit_jax.data import loader
+from unit_jax.data import loader, shapes
 from unit_jax.evaluation.step import PredictStep
 from unit_jax.runtime import partitioning
 from unit_jax.training import compilation, loop
@@ -127,7 +127,7 @@ def test_evaluation_compiles_nothing_that_was_not_compiled_ahead(data_dir):
     shapes = loader.shapes(run.settings, run.data, "val")
     assert {("snli_ve", (64, 80)), ("qqp", (18,))} <= named(shapes)
     assert ("snli_ve", (40, 40)) not in named(shapes)
-    state = train_step.TrainState(**model, optimizer=None)
+    state = train_step.TrainState(*model, optimizer=None)
     work = compilation.work(None, predict, state, run.settings, run.mesh, [], shapes)
     assert [name for name, _ in work] == [("predict", spec.name, b) for spec, b in shapes]
     for _, compile_one in work:
@@ -164,7 +164,7 @@ def test_shapes_foretold_are_those_of_the_loader(data_dir):
     with loader.train_batches(run.settings, run.data) as batches:
         for batch in batches:
             seen.add(batch.task)
-            told = train_step.batch_shapes(
+            told = shapes.batch_shapes(
                 run.settings.tasks[batch.task], batch.bucket, run.settings, run.mesh
             )
             jax.tree.map(lambda x, y: assert_alike(x, y), batch, told)

@@ -15,10 +15,12 @@ from jax.sharding import PartitionSpec as P
 
 from configs import unit
 from tests import tiny
+from unit_jax import outputs
 from unit_jax import settings as settings_lib
-from unit_jax.batch import Batch, Targets
+from unit_jax.batch import Batch
 from unit_jax.models import flat
-from unit_jax.models.unit import Unit
+from unit_jax.outputs.labels.room import LabelTargets, ScoreTargets
+from unit_jax.outputs.objects.targets import ObjectTargets
 from unit_jax.runtime import checkpoints, partitioning
 from unit_jax.settings import MeshSettings, Settings
 from unit_jax.tools import show_sharding
@@ -67,7 +69,7 @@ def batch_of(kind: str) -> Batch:
         batch = batch.replace(input_ids=ids, token_mask=mask, segment_ids=segments)
     if kind == "detection":
         shape = (EXAMPLES, OBJECTS)
-        targets = Targets(
+        targets = ObjectTargets(
             boxes_cxcywh=rng.uniform(0.2, 0.8, (*shape, 4)).astype(np.float32),
             labels=rng.integers(0, LABELS, shape).astype(np.int32),
             attributes=rng.integers(-1, ATTRIBUTES, (*shape, 16)).astype(np.int32),
@@ -75,9 +77,9 @@ def batch_of(kind: str) -> Batch:
         )
     elif kind == "vision_language":
         scores = rng.uniform(0, 1, (EXAMPLES, LABELS)).astype(np.float32)
-        targets = Targets(answer_scores=scores)
+        targets = ScoreTargets(answer_scores=scores)
     else:
-        targets = Targets(labels=rng.integers(0, 2, EXAMPLES).astype(np.int32))
+        targets = LabelTargets(labels=rng.integers(0, 2, EXAMPLES).astype(np.int32))
     return batch.replace(targets=targets)
 
 
@@ -88,7 +90,7 @@ def model():
 
     @jax.jit  # one program is compiled sooner than one per parameter
     def init():
-        return flat.split(Unit(made.model, made.tasks, rngs=nnx.Rngs(0)))[1:]
+        return flat.split(outputs.build(made.model, made.tasks, rngs=nnx.Rngs(0)))[1:]
 
     return jax.device_get(init())
 
@@ -100,7 +102,7 @@ def moments():
 
 
 def graph_of(chosen: Settings):
-    return flat.abstract(lambda: Unit(chosen.model, chosen.tasks, rngs=nnx.Rngs(0)))[0]
+    return flat.abstract(lambda: outputs.build(chosen.model, chosen.tasks, rngs=nnx.Rngs(0)))[0]
 
 
 def mesh_of(layout: tuple[int, ...]):

@@ -4,16 +4,14 @@ import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from unit_jax.data import transforms
-from unit_jax.data.transforms import Objects
 from unit_jax.settings import DataSettings
-from unit_jax.tasks import Kind
+from unit_jax.tasks import Transforms
 
 # What the examples of a batch are padded to: (height, width) of images, or (tokens,) of texts.
 Bucket = tuple[int, ...]
-NO_ATTRIBUTE = -1
 
 
 def sort_buckets(buckets: Iterable[Bucket]) -> tuple[Bucket, ...]:
@@ -42,7 +40,7 @@ def choose_bucket(
 
 def check_buckets(
     name: str,
-    kind: Kind,
+    style: Transforms,
     height: Int[np.ndarray, "images"],
     width: Int[np.ndarray, "images"],
     settings: DataSettings,
@@ -52,6 +50,7 @@ def check_buckets(
 
     Args:
       name: whose images, for the message.
+      style: `TaskSpec.transforms`.
       height, width: of the images as stored, in pixels.
 
     Raises:
@@ -59,7 +58,7 @@ def check_buckets(
     """
     if not len(height):
         return
-    sizes = transforms.possible_sizes(kind, height, width, settings, training)
+    sizes = transforms.possible_sizes(style, height, width, settings, training)
     homeless = sizes[choose_bucket(sizes, settings.buckets) < 0]
     if len(homeless):
         worst = homeless[np.argmax(homeless.prod(axis=-1))]
@@ -72,24 +71,6 @@ def check_buckets(
         )
 
 
-def check_objects(
-    name: str, num_objects: Int[np.ndarray, "images"], settings: DataSettings
-) -> None:
-    """Checks that no image has more than `max_objects` objects, unless they may be truncated.
-
-    Raises:
-      ValueError: names the largest count and the remedy.
-    """
-    above = np.flatnonzero(num_objects > settings.max_objects)
-    if len(above) and not settings.truncate_objects:
-        most = int(above[np.argmax(num_objects[above])])
-        raise ValueError(
-            f"{name}: {len(above)} images have more than data.max_objects = "
-            f"{settings.max_objects} objects, example {most} has {num_objects[most]}; raise "
-            "data.max_objects, or set data.truncate_objects=True to keep the first ones of each"
-        )
-
-
 def pad_images(
     images: Sequence[UInt8[np.ndarray, "height width 3"]], bucket: Bucket
 ) -> tuple[UInt8[np.ndarray, "batch bucket_height bucket_width 3"], Int[np.ndarray, "batch 2"]]:
@@ -98,30 +79,6 @@ def pad_images(
     for target, image in zip(padded, images, strict=True):
         target[: image.shape[0], : image.shape[1]] = image
     return padded, np.asarray([image.shape[:2] for image in images], np.int32)
-
-
-def pad_objects(
-    objects: Sequence[Objects], max_objects: int
-) -> tuple[
-    Float[np.ndarray, "batch objects 4"],
-    Int[np.ndarray, "batch objects"],
-    Int[np.ndarray, "batch objects 16"],
-    Bool[np.ndarray, "batch objects"],
-]:
-    """Boxes, labels, attributes and the mask of real objects; the first `max_objects` of each.
-
-    Padding is zero (attributes: -1).
-    """
-    batch = len(objects)
-    boxes = np.zeros((batch, max_objects, 4), np.float32)
-    labels = np.zeros((batch, max_objects), np.int32)
-    attributes = np.full((batch, max_objects, 16), NO_ATTRIBUTE, np.int32)
-    mask = np.zeros((batch, max_objects), bool)
-    for i, one in enumerate(objects):
-        n = min(len(one.labels), max_objects)
-        boxes[i, :n], labels[i, :n] = one.boxes[:n], one.labels[:n]
-        attributes[i, :n], mask[i, :n] = one.attributes[:n], True
-    return boxes, labels, attributes, mask
 
 
 def pad_texts(

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from unit_jax.batch import Batch, Targets
+from unit_jax import outputs
+from unit_jax.batch import Batch
 from unit_jax.data import batching, mixture, sampling, text, transforms
 from unit_jax.data.batching import Bucket
 from unit_jax.data.mixture import Examples, StepPlan
@@ -121,16 +122,12 @@ def check(settings: Settings, data: PreparedData, splits: Sequence[tuple[str, st
             sizes = split.height, split.width
             checks = [
                 functools.partial(
-                    batching.check_buckets, where, spec.kind, *sizes, settings.data, training
+                    batching.check_buckets, where, spec.transforms, *sizes, settings.data, training
                 )
             ]
-            if spec.kind == "detection":
-                checks.append(
-                    functools.partial(
-                        batching.check_objects, where, split.num_objects, settings.data
-                    )
-                )
             problems += filter(None, map(_message, checks))
+        if problem := outputs.room(spec).check(split, settings.data):
+            problems.append(f"{where}: {problem}")
     problems += filter(
         None, [_message(lambda: _tokenizer(settings, data, [name for name, _ in splits]))]
     )
@@ -317,10 +314,8 @@ class _Reader:
         self._settings = settings
         self._tokenizer = tokenizer
         self._training = training
-        self._answers = {}
-        if spec.soft_targets:
-            names = data.label_names(spec.name)
-            self._answers = {name: number for number, name in reversed([*enumerate(names)])}
+        self._room = outputs.room(spec)
+        self._names = data.names(spec.name)
         self._examples = _Memory(len(split) <= _KEPT_RECORDS)
         self._pixels = _Memory(spec.has_image and _decoded_bytes(split) <= _KEPT_PIXELS)
         self._labelled = training or self._has_labels()
@@ -329,49 +324,40 @@ class _Reader:
         """The batch of a plan; fillers show example `fallback`."""
         rows = np.where(plan.rows < 0, fallback, plan.rows)
         examples = self._read(rows.tolist())
-        fields, targets = {}, Targets()
-        objects = [example.get("objects") for example in examples]
+        fields, sizes = {}, None
+        targets = [example["target"] for example in examples] if self._labelled else None
         if self._spec.has_image:
-            images, objects = self._images(rows, plan.seeds, objects)
+            images, targets = self._images(rows, plan.seeds, targets)
             fields["images"], fields["image_sizes"] = batching.pad_images(images, plan.bucket)
+            sizes = [image.shape[:2] for image in images]
         if self._spec.has_text:
             (tokens,) = (self._spec.max_tokens,) if self._spec.has_image else plan.bucket
             fields["input_ids"], fields["token_mask"], fields["segment_ids"] = batching.pad_texts(
                 [example["text"] for example in examples], tokens
             )
-        if self._spec.kind == "detection":
-            boxes, labels, attributes, mask = batching.pad_objects(
-                objects, self._settings.max_objects
-            )
-            if not self._spec.num_attributes:
-                attributes = None
-            targets = Targets(boxes, labels, attributes, mask)
-        elif self._labelled and self._spec.soft_targets:
-            targets = Targets(answer_scores=np.stack([example["scores"] for example in examples]))
-        elif self._labelled:
-            targets = Targets(labels=np.asarray([e["label"] for e in examples], np.int32))
+        if targets is not None:
+            targets = self._room.collate(targets, sizes, self._settings)
         return Batch(
-            task=self._spec.name,
-            **fields,
-            targets=targets if self._labelled else None,
-            index=plan.rows.astype(np.int32),
+            task=self._spec.name, **fields, targets=targets, index=plan.rows.astype(np.int32)
         )
 
-    def _images(self, rows, seeds, objects):
+    def _images(
+        self, rows: np.ndarray, seeds: np.ndarray | None, targets: list[Any] | None
+    ) -> tuple[list[np.ndarray], list[Any] | None]:
+        """The images of examples, transformed, and their targets, moved with them."""
         split = self._split
         plan = transforms.plan(
-            self._spec.kind, split.height[rows], split.width[rows], self._settings, seeds
+            self._spec.transforms, split.height[rows], split.width[rows], self._settings, seeds
         )
-        done = []
+        images, moved = [], []
         for i, row in enumerate(rows):
             key = int(split.image_row[row])
             pixels = self._pixels.get_or(key, functools.partial(self._decode, int(row)))
-            image, seen = transforms.apply(pixels, objects[i], plan, i)
-            if seen is not None:
-                boxes = transforms.normalise_boxes(seen.boxes, *image.shape[:2])
-                seen = seen._replace(boxes=boxes)
-            done.append((image, seen))
-        return zip(*done, strict=True)
+            image, moves = transforms.apply(pixels, plan, i)
+            images.append(image)
+            if targets is not None:
+                moved.append(self._room.move(targets[i], moves))
+        return images, None if targets is None else moved
 
     def _decode(self, row: int) -> np.ndarray:
         expected = int(self._split.height[row]), int(self._split.width[row])
@@ -386,7 +372,7 @@ class _Reader:
         return pixels
 
     def _read(self, rows: list[int]) -> list[dict[str, Any]]:
-        """Objects, text and answer of examples, ready to be put together."""
+        """Text and target of examples, ready to be put together."""
         missing = [row for row in dict.fromkeys(rows) if row not in self._examples]
         if not missing:
             return [self._examples[row] for row in rows]
@@ -395,7 +381,8 @@ class _Reader:
             row: self._answer(row, record) for row, record in zip(missing, records, strict=True)
         }
         if self._spec.has_text:
-            first, second = zip(*map(text.texts_of, records), strict=True)
+            first = [record["text"] for record in records]
+            second = [record["text_b"] for record in records]
             encoded = self._tokenizer.encode(first, second, self._spec.max_tokens)
             for row, tokens in zip(missing, encoded, strict=True):
                 fresh[row]["text"] = tokens
@@ -403,39 +390,18 @@ class _Reader:
         return [kept[row] for row in rows]
 
     def _answer(self, row: int, record: dict[str, Any]) -> dict[str, Any]:
-        if self._spec.kind == "detection":
-            fields = ("boxes_xywh", "category_ids", "iscrowd", "attributes", "height", "width")
-            objects = transforms.load_objects(*(record[field] for field in fields))
-            self._check_labels(row, objects.labels)
-            return {"objects": objects}
         if not self._labelled:
             return {}
-        if self._spec.soft_targets:
-            if not record["answers"]:
-                raise ValueError(f"{self._where(row)} has no answer; prepare the data again")
-            return {
-                "scores": text.answer_scores(
-                    record["answers"], self._answers, self._spec.num_labels
-                )
-            }
-        self._check_labels(row, np.asarray([record["label"]]))
-        return {"label": record["label"]}
-
-    def _check_labels(self, row: int, labels: np.ndarray) -> None:
-        if len(labels) and not 0 <= labels.min() <= labels.max() < self._spec.num_labels:
-            raise ValueError(
-                f"{self._where(row)} has label {labels.min()} or {labels.max()}, known are 0 to "
-                f"{self._spec.num_labels - 1}; prepare the data again"
-            )
+        try:
+            return {"target": self._room.target(record, self._names)}
+        except ValueError as error:
+            raise ValueError(f"{self._where(row)} has {error}; prepare the data again") from None
 
     def _has_labels(self) -> bool:
-        """Whether a split has labels: all of its examples do, or none does (a test split)."""
-        if not len(self._split):
+        """Whether a split has labels: any of its examples does, or none does (a test split)."""
+        if not self._split.labelled:
             return False
-        if self._spec.kind == "detection":
-            return bool(self._split.num_objects.any())
-        record = self._split[0]
-        return bool(record["answers"]) if self._spec.soft_targets else record["label"] >= 0
+        return any(self._room.is_labelled(self._split[row]) for row in range(len(self._split)))
 
     def _where(self, row: int) -> str:
         return f"example {row} of {self._spec.name} ({self._split.name})"

@@ -179,7 +179,9 @@ def padded_sizes(
       seeds: of the augmentation; None = evaluation.
     """
     if spec.has_image:
-        return transforms.plan(spec.kind, examples.height, examples.width, settings, seeds).size
+        return transforms.plan(
+            spec.transforms, examples.height, examples.width, settings, seeds
+        ).size
     if examples.tokens is None:
         return np.full((examples.count, 1), spec.max_tokens)
     return np.minimum(examples.tokens, spec.max_tokens)[:, None]
@@ -191,7 +193,9 @@ def possible_sizes(
     """All that buckets must hold of these examples, under any augmentation."""
     if not spec.has_image:
         return padded_sizes(spec, examples, settings)
-    return transforms.possible_sizes(spec.kind, examples.height, examples.width, settings, training)
+    return transforms.possible_sizes(
+        spec.transforms, examples.height, examples.width, settings, training
+    )
 
 
 def possible_buckets(

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unit_jax import paths
-from unit_jax.data import prepared, text
+from unit_jax.data import prepared, records, text
 from unit_jax.data.sources import base, images
 from unit_jax.data.sources.coco import Coco
 from unit_jax.data.sources.glue import Mnli, Qnli, Qqp, Sst2
@@ -117,20 +117,21 @@ def prepare(
     todo = [
         task for task in chosen if settings.overwrite or not _is_finished(data_dir, manifest, task)
     ]
+    used = dict.fromkeys(images.family_of(task) for task in todo if task.image_family)
     families = [
-        images.FAMILIES[name]
-        for name in dict.fromkeys(task.image_family for task in todo if task.image_family)
-        if settings.overwrite or not _is_finished(data_dir, manifest, images.FAMILIES[name])
+        family
+        for family in used
+        if settings.overwrite or not _is_finished(data_dir, manifest, family)
     ]
     _check_files(source, todo, families)
     writer = _Writer(data_dir, settings, compare_counts=not (source / world.DONE).exists())
-    if any(task.kind != "detection" for task in chosen):
+    if any(task.has_text for task in chosen):
         writer.store_vocabulary(source)
     for family in families:
         writer.write_images(family, source)
     for task in todo:
         writer.write_task(task)
-    names = [*dict.fromkeys(task.image_family for task in chosen if task.image_family)]
+    names = [*dict.fromkeys(images.family_of(task).name for task in chosen if task.image_family)]
     fresh = {written.name for written in [*todo, *families]}
     return [
         _summary(data_dir, writer.manifest, name, name in fresh)
@@ -172,7 +173,9 @@ def _check_files(
         missing += [f"{task.name}: {path} (from {task.origin})" for path in absent]
     for family in families:
         if not family.present_folders(source):
-            users = ", ".join(task.name for task in tasks if task.image_family == family.name)
+            users = ", ".join(
+                task.name for task in tasks if task.image_family in (family, family.name)
+            )
             folders = " or ".join(str(source / folder) for folder in family.folders)
             missing.append(f"{users}: a folder with images, {folders}")
     if missing:
@@ -240,14 +243,15 @@ class _Writer:
 
     def write_task(self, task: base.RecordSource):
         """Reads and writes one data set."""
-        store, facts = None, {"kind": task.kind}
+        store, facts = None, {"has_text": task.has_text}
         if task.image_family:
-            entry = self.manifest["datasets"][task.image_family]
-            folder = self._data_dir / task.image_family / entry["version"]
+            family = images.family_of(task).name
+            entry = self.manifest["datasets"][family]
+            folder = self._data_dir / family / entry["version"]
             store = images.read_index(folder / f"index-{prepared.IMAGE_SPLIT}.npz")
-            facts |= {"images": task.image_family, "images_sha256": entry["sha256"]}
+            facts |= {"images": family, "images_sha256": entry["sha256"]}
         with self._problems(task) as problems, self._bar(f"{task.name}: reading") as bar:
-            content = task.read(store, problems)
+            content = _in_schema(task.read(store, problems))
             partial = self._partial(task.name, content.listed, task.published)
             for split, records in content.splits.items():
                 if not records:
@@ -265,13 +269,13 @@ class _Writer:
                 for key in ("image_row", "width", "height"):
                     arrays[split][key] = np.array([row[key] for row in records], np.int32)
             splits[split] = {"count": len(records), "labelled": split not in content.unlabelled}
-            if task.kind == "language":
+            if task.has_text and not task.image_family:
                 arrays[split]["num_tokens"] = self._count_tokens(records)
             if "num_objects" in arrays[split]:
                 splits[split]["max_objects"] = int(arrays[split]["num_objects"].max())
         for name, data in content.files.items():
             _replace(self._data_dir / name, data)
-        if task.kind == "language":
+        if task.has_text and not task.image_family:
             facts["lengths_vocabulary"] = self.manifest["vocabulary"]["sha256"]
         facts |= content.facts
         facts |= {"problems": problems.counts(), "partial": partial, "notes": content.notes}
@@ -309,7 +313,8 @@ class _Writer:
             len(ids)
             for start in range(0, len(records), RECORDS_PER_SHARD)
             for ids, _ in tokenizer.encode(
-                *zip(*map(text.texts_of, records[start : start + RECORDS_PER_SHARD]), strict=True),
+                [record["text"] for record in records[start : start + RECORDS_PER_SHARD]],
+                [record.get("text_b", "") for record in records[start : start + RECORDS_PER_SHARD]],
                 max_tokens=sys.maxsize,
             )
         ]
@@ -374,6 +379,14 @@ class _Writer:
         lines = [line for line in lines if json.loads(line)["dataset"] != problems.dataset]
         lines += [json.dumps(dataclasses.asdict(problem)) for problem in problems.found]
         _replace(path, "".join(f"{line}\n" for line in lines).encode())
+
+
+def _in_schema(content: base.Content) -> base.Content:
+    splits = {
+        split: [records.as_stored(record, row) for row, record in enumerate(rows)]
+        for split, rows in content.splits.items()
+    }
+    return dataclasses.replace(content, splits=splits)
 
 
 def _check_written(

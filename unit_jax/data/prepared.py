@@ -17,7 +17,7 @@ import json
 import os
 import pathlib
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent import futures
 from typing import Any
 
@@ -25,11 +25,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
 
+from unit_jax.data import records
+from unit_jax.outputs.base import Names
+
 MANIFEST = "manifest.json"
 FORMAT = 1  # of the manifest
 IMAGE_SPLIT = "images"  # the one split of an image store
 UNLABELLED = -1
-ATTRIBUTE_SLOTS = 16  # attribute ids an object can carry
 
 
 class Records:
@@ -111,8 +113,8 @@ class Split:
         without images.
       num_objects: objects of each image that training keeps (no crowd regions, some area inside
         the image); None where the task is no detection.
-      num_tokens: length of each text with [CLS] and [SEP], not cut to any maximum (language tasks);
-        None in data that were prepared before lengths were counted.
+      num_tokens: length of each text with [CLS] and [SEP], not cut to any maximum; None with
+        images, and in data that were prepared before lengths were counted.
       labelled: False for splits whose labels are not published.
     """
 
@@ -131,36 +133,14 @@ class Split:
         return len(self.records)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Record `row`: numbers and NumPy arrays, text as str, lists of texts as list[str].
-
-        detection: image_row, image_id, width, height, boxes_xywh f32[N, 4] (absolute, as in the
-          source file), category_ids i32[N], areas f32[N], iscrowd bool[N], attributes i32[N, 16]
-          (-1 = unused slot; all -1 where the data set has none)
-        vqa2: question_id, question, image_row, width, height, answers list[str] (empty: unknown)
-        snli_ve: example_id, hypothesis, label (-1 unknown), image_row, width, height
-        GLUE: example_id, text_a, text_b ("" where the task has one text), label (-1 unknown)
-        """
-        record = {name: _plain(value) for name, value in self.records[row].items()}
-        if "boxes_xywh" in record and "attributes" not in record:
-            shape = (len(record["boxes_xywh"]), ATTRIBUTE_SLOTS)
-            record["attributes"] = np.full(shape, -1, np.int32)
-        return record
+        """Record `row` in the schema of `records`."""
+        return records.as_read(self.records[row], row)
 
     def image(self, row: int) -> bytes:
         """Encoded image (JPEG, PNG, ...) of example `row`."""
         if self.images is None:
             raise ValueError(f"{self.task} has no images")
         return self.images[int(self.image_row[row])]["image"]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode()
-    if isinstance(value, np.ndarray) and value.dtype == object:
-        return [item.decode() for item in value]
-    if isinstance(value, list):
-        return [item.decode() for item in value]
-    return value
 
 
 class PreparedData:
@@ -206,7 +186,7 @@ class PreparedData:
 
     def num_labels(self, task: str) -> int:
         """Classes without the no-object class (detection), answers or labels (others)."""
-        return self._entry(task)["num_labels"]
+        return self._entry(task).get("num_labels", 0)
 
     def num_attributes(self, task: str) -> int:
         """Attribute classes; 0 where the task has none."""
@@ -217,15 +197,17 @@ class PreparedData:
         entry = self._entry(task)
         if "answers" in entry:
             return read_lines(self.data_dir / entry["answers"]["file"])
-        return entry["label_names"]
-
-    def submitted_labels(self, task: str) -> list[str]:
-        """What a benchmark's server takes for each label; mostly the label's name."""
-        return self._entry(task).get("submitted_labels") or self.label_names(task)
+        return entry.get("label_names", [])
 
     def attribute_names(self, task: str) -> list[str]:
         """Name of each attribute, by number; "" where the data set gives none."""
         return self._entry(task).get("attribute_names", [])
+
+    def names(self, task: str) -> Names:
+        """What numbers mean in the task's answers."""
+        submitted = self._entry(task).get("submitted_labels", [])
+        names = self.label_names(task), self.attribute_names(task), submitted
+        return Names(*map(tuple, names))
 
     def splits(self, task: str) -> list[str]:
         """Names of a task's splits: train, val, maybe test and val_matched (MNLI)."""
@@ -363,9 +345,14 @@ def problems(data_dir: str | os.PathLike, tasks: Iterable[str], vocabulary: str 
             found.append(f"{task}: not prepared; run: {command(task)}")
         elif faults := dataset_faults(data_dir, manifest, task):
             found.append(f"{task}: {'; '.join(faults)}; run: {command(task, '--overwrite')}")
-    if any(datasets[task]["kind"] != "detection" for task in tasks if task in datasets):
+    if any(has_text(datasets[task]) for task in tasks if task in datasets):
         found += _vocabulary_problems(data_dir, manifest, vocabulary)
     return found
+
+
+def has_text(entry: Mapping[str, Any]) -> bool:
+    """Whether the records of a manifest's entry hold texts."""
+    return entry.get("has_text", entry.get("kind") in ("vision_language", "language"))
 
 
 def dataset_faults(data_dir: pathlib.Path, manifest: dict, name: str) -> list[str]:

@@ -1,16 +1,13 @@
-"""Texts to token ids, answers to soft scores."""
+"""Texts to token ids."""
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
-UNKNOWN_ANSWER = 0  # index of <unk> in an answer list
-ANNOTATORS = 10
 Encoded = tuple[Int[np.ndarray, "tokens"], int]  # ids, and how many belong to the first text
 
 
@@ -80,39 +77,3 @@ def join(first: list[int], second: list[int], max_tokens: int, cls: int, sep: in
     if second:
         return np.asarray([*ids, *second[:b], sep], np.int32), len(ids)
     return np.asarray(ids, np.int32), len(ids)
-
-
-def texts_of(record: Mapping[str, Any]) -> tuple[str, str]:
-    """The one or two texts of a record, whatever its data set calls them."""
-    for name in ("text_a", "question", "hypothesis"):
-        if name in record:
-            return record[name], record.get("text_b", "")
-    raise ValueError(f"a record has no text: {', '.join(record)}")
-
-
-def normalise_answer(answer: str) -> str:
-    """The form under which an answer is looked up in the answer list."""
-    return answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
-
-
-def answer_scores(
-    answers: Sequence[str], numbers: Mapping[str, int], num_answers: int
-) -> Float[np.ndarray, "answers"]:
-    """VQA's soft score in [0, 1] of every answer, given what the annotators said.
-
-    With ten annotators (fewer are repeated up to ten), an answer's score is the mean over the
-    annotators of min(1, matches among the other nine / 3): 0.3, 0.6, 0.9, 1 for one, two, three,
-    four or more matches. Answers outside the list score nothing.
-
-    Args:
-      answers: as annotated, at least one.
-      numbers: position of each normalised answer in the answer list; 0 = unknown.
-      num_answers: length of the list.
-    """
-    scores = np.zeros(num_answers, np.float32)
-    said = [numbers.get(normalise_answer(answer), UNKNOWN_ANSWER) for answer in answers]
-    said = [said[i % len(said)] for i in range(max(len(said), ANNOTATORS))]
-    for number in set(said) - {UNKNOWN_ANSWER}:
-        n, total = said.count(number), len(said)
-        scores[number] = (n * min(1, (n - 1) / 3) + (total - n) * min(1, n / 3)) / total
-    return scores

@@ -1,4 +1,4 @@
-"""Images and boxes, from file to model: the reference's transforms without its hidden state.
+"""Images, from file to model: the reference's transforms without its hidden state.
 
 What happens to an image is planned from its width, height and a seed alone (`plan`), so the final
 size of any example is known without decoding it, for many examples at once. `apply` then does
@@ -6,33 +6,16 @@ exactly what was planned, on uint8 pixels with Pillow's bilinear filter as the r
 """
 
 import io
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8, UInt64
+from jaxtyping import Bool, Int, UInt8, UInt64
 from PIL import Image
 
 from unit_jax.data import counters
+from unit_jax.outputs.base import Crop, Flip, Move, Resize
 from unit_jax.settings import DataSettings
-from unit_jax.tasks import Kind
-
-
-class Objects(NamedTuple):
-    """The objects of one image.
-
-    Attributes:
-      boxes: (x0, y0, x1, y1) in pixels.
-      labels: class ids.
-      attributes: attribute ids, -1 = unused slot.
-    """
-
-    boxes: Float[np.ndarray, "objects 4"]
-    labels: Int[np.ndarray, "objects"]
-    attributes: Int[np.ndarray, "objects 16"]
-
-    def select(self, keep: Bool[np.ndarray, "objects"]) -> "Objects":
-        return Objects(self.boxes[keep], self.labels[keep], self.attributes[keep])
+from unit_jax.tasks import Transforms
 
 
 class Plan(NamedTuple):
@@ -62,8 +45,8 @@ def resized_size(
     """(height, width) that the reference's resize gives, in pixels.
 
     The short side becomes `short_side`, unless the long one would pass `max_side` (0 = no limit):
-    then the short side is what the limit leaves, rounded to even (detection) or down (`floor`,
-    the vision-language tasks). The long side is rounded down. As the limit acts on the short
+    then the short side is what the limit leaves, rounded to even ("detr") or down (`floor`,
+    "resize"). The long side is rounded down. As the limit acts on the short
     side, the long one can pass it by a few pixels on narrow images.
     """
     height, width, size = np.broadcast_arrays(*np.asarray([height, width]), short_side)
@@ -79,7 +62,7 @@ def resized_size(
 
 
 def plan(
-    kind: Kind,
+    style: Transforms,
     height: Int[np.ndarray, "images"],
     width: Int[np.ndarray, "images"],
     settings: DataSettings,
@@ -87,26 +70,26 @@ def plan(
 ) -> Plan:
     """Plans the transforms of images of the given sizes, a pure function of its arguments.
 
-    Detection with seeds (training) is DETR's augmentation: a flip, then with
+    "detr" with seeds (training) is DETR's augmentation: a flip, then with
     `crop_probability` a resize to one of `crop_short_sides` and a crop whose sides are drawn
     from [crop_min, min(side, crop_max)], then a resize to one of `train_short_sides`. All else is
-    one resize to `eval_short_side`; vision-language tasks also train like this.
+    one resize to `eval_short_side`.
 
     Args:
-      kind: of the task.
+      style: `TaskSpec.transforms`.
       height, width: of the images as stored, in pixels.
       seeds: one per image; None = evaluation.
     """
     height, width = np.asarray(height, np.int64), np.asarray(width, np.int64)
     images = len(height)
     no_first, no_crop = np.zeros((images, 2), np.int64), np.zeros((images, 4), np.int64)
-    if kind != "detection" or seeds is None:
+    if style == "resize" or seeds is None:
         size = resized_size(
             height,
             width,
             settings.eval_short_side,
             settings.eval_max_side,
-            floor=kind == "vision_language",
+            floor=style == "resize",
         )
         return Plan(np.zeros(images, bool), no_first, no_crop, size)
 
@@ -141,7 +124,7 @@ def plan(
 
 
 def possible_sizes(
-    kind: Kind,
+    style: Transforms,
     height: Int[np.ndarray, "images"],
     width: Int[np.ndarray, "images"],
     settings: DataSettings,
@@ -152,8 +135,8 @@ def possible_sizes(
     Crops are counted generously: any crop that some image allows.
     """
     originals = np.unique(np.stack([height, width], -1).astype(np.int64), axis=0)
-    if kind != "detection" or not training:
-        return np.unique(plan(kind, *originals.T, settings).size, axis=0)
+    if style == "resize" or not training:
+        return np.unique(plan(style, *originals.T, settings).size, axis=0)
     sources = [originals]
     if settings.crop_probability > 0:
         for short_side in settings.crop_short_sides:
@@ -181,83 +164,35 @@ def decode(data: bytes) -> UInt8[np.ndarray, "height width 3"]:
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def load_objects(
-    boxes_xywh: Float[np.ndarray, "objects 4"],
-    category_ids: Int[np.ndarray, "objects"],
-    iscrowd: Bool[np.ndarray, "objects"],
-    attributes: Int[np.ndarray, "objects 16"],
-    height: int,
-    width: int,
-) -> Objects:
-    """The objects that training sees: no crowd regions, clamped to the image, none empty."""
-    boxes = np.array(boxes_xywh, np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    limits = np.asarray([width, height, width, height], np.float32)
-    boxes = np.clip(boxes, np.float32(0), limits)
-    keep = ~np.asarray(iscrowd, bool) & (boxes[:, 2:] > boxes[:, :2]).all(axis=-1)
-    return Objects(
-        boxes, np.asarray(category_ids, np.int32), np.asarray(attributes, np.int32)
-    ).select(keep)
-
-
-def flip_objects(objects: Objects, width: int) -> Objects:
-    """Objects of an image `width` pixels wide, mirrored left to right."""
-    sign = np.asarray([-1, 1, -1, 1], np.float32)
-    shift = np.asarray([width, 0, width, 0], np.float32)
-    return objects._replace(boxes=objects.boxes[:, [2, 1, 0, 3]] * sign + shift)
-
-
-def resize_objects(objects: Objects, old: Sequence[int], new: Sequence[int]) -> Objects:
-    """Objects of an image resized from (height, width) `old` to `new`."""
-    y, x = new[0] / old[0], new[1] / old[1]
-    return objects._replace(boxes=objects.boxes * np.asarray([x, y, x, y], np.float32))
-
-
-def crop_objects(objects: Objects, top: int, left: int, height: int, width: int) -> Objects:
-    """Objects seen in a crop, clipped to it; those with no area left are dropped."""
-    boxes = objects.boxes - np.asarray([left, top, left, top], np.float32)
-    limits = np.asarray([width, height, width, height], np.float32)
-    boxes = np.clip(boxes, np.float32(0), limits)
-    return objects._replace(boxes=boxes).select((boxes[:, 2:] > boxes[:, :2]).all(axis=-1))
-
-
-def normalise_boxes(
-    boxes: Float[np.ndarray, "objects 4"], height: int, width: int
-) -> Float[np.ndarray, "objects 4"]:
-    """Corners in pixels to (centre x, centre y, width, height) in [0, 1] of the image."""
-    low, high = boxes[:, :2], boxes[:, 2:]
-    cxcywh = np.concatenate([(low + high) / np.float32(2), high - low], -1)
-    return cxcywh / np.asarray([width, height, width, height], np.float32)
-
-
 def apply(
-    pixels: UInt8[np.ndarray, "height width 3"],
-    objects: Objects | None,
-    plan: Plan,
-    row: int,
-) -> tuple[UInt8[np.ndarray, "new_height new_width 3"], Objects | None]:
-    """Transforms one image, and its objects if any, by row `row` of `plan`."""
-    size = tuple(pixels.shape[:2])
-    target = tuple(plan.size[row].tolist())
-    crop = plan.crop[row].tolist()
-    flip, cropped = bool(plan.flip[row]), crop[2] > 0
+    pixels: UInt8[np.ndarray, "height width 3"], plan: Plan, row: int
+) -> tuple[UInt8[np.ndarray, "new_height new_width 3"], list[Move]]:
+    """Transforms one image by row `row` of `plan`.
+
+    Returns:
+      the image, and what was done to it, so that a room can move what lies in it.
+    """
+    size = (pixels.shape[0], pixels.shape[1])
+    target = (int(plan.size[row, 0]), int(plan.size[row, 1]))
+    crop = Crop(*plan.crop[row].tolist())
+    flip, cropped = bool(plan.flip[row]), crop.height > 0
     if size == target and not flip and not cropped:
-        return pixels, objects
+        return pixels, []
     image = Image.fromarray(pixels)
+    moves: list[Move] = []
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        objects = objects and flip_objects(objects, size[1])
+        moves.append(Flip(size[1]))
     if cropped:
-        first = tuple(plan.first_size[row].tolist())
+        first = (int(plan.first_size[row, 0]), int(plan.first_size[row, 1]))
         image = _resize(image, first)
-        objects = objects and resize_objects(objects, size, first)
-        top, left, height, width = crop
-        image = image.crop((left, top, left + width, top + height))
-        objects = objects and crop_objects(objects, *crop)
-        size = (height, width)
+        right, bottom = crop.left + crop.width, crop.top + crop.height
+        image = image.crop((crop.left, crop.top, right, bottom))
+        moves += [Resize(size, first), crop]
+        size = (crop.height, crop.width)
     image = _resize(image, target)
-    objects = objects and resize_objects(objects, size, target)
-    return np.asarray(image), objects
+    moves.append(Resize(size, target))
+    return np.asarray(image), moves
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:

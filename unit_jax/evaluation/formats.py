@@ -300,7 +300,9 @@ def expected_of(data: PreparedData, task: str, split: str) -> Expected:
     """
     examples = data.split(task, split)
     ids = tuple(str(examples[row]["id"]) for row in range(len(examples)))
-    return Expected(ids, tuple(data.submitted_labels(task)), data.num_attributes(task))
+    return Expected(
+        ids, data.names(task).submitted or data.names(task).labels, data.num_attributes(task)
+    )
 
 
 class _Faults:

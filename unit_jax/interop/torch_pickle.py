@@ -187,9 +187,9 @@ class Machine:
         raise ValueError("the pickle has no end")
 
     def _persistent(self, identity: tuple) -> np.ndarray:
-        kind, storage_type, key, _, size, *view = identity  # _ is the device it came from
+        tag, storage_type, key, _, size, *view = identity  # _ is the device it came from
         module, _, name = str(_expect(storage_type, _Name)).rpartition(".")
-        if kind != "storage" or not isinstance(size, int) or size < 0 or any(view):
+        if tag != "storage" or not isinstance(size, int) or size < 0 or any(view):
             raise ValueError(f"an unknown kind of reference: {_short(identity)}")
         if name == "UntypedStorage":
             dtype = np.dtype(np.uint8)

@@ -5,12 +5,25 @@ optimiser rules, sharding rules and weight conversion.
 """
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 from flax import nnx
 from jaxtyping import Array
 
 Flat = dict[str, Array]
+
+
+class Model(NamedTuple):
+    """The arrays of a model.
+
+    Attributes:
+      params: trained.
+      statistics: frozen (batch norm).
+    """
+
+    params: Flat
+    statistics: Flat
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Flat, Flat]:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from unit_jax.batch import Outputs
 from unit_jax.models.transformer import Keys, LayerNorm, Linear, dropout
 from unit_jax.precision import at_least_float32
 from unit_jax.tasks import TaskSpec
@@ -23,12 +24,14 @@ class DetectionHead(nnx.Module):
         self.attributes = AttributeHead(task, width, rngs=rngs) if task.num_attributes else None
 
     def __call__(
-        self, hidden_states: Float[Array, "*dims width"]
-    ) -> tuple[Float[Array, "*dims classes"], Float[Array, "*dims 4"]]:
-        """(class logits, boxes as (cx, cy, w, h) in [0, 1]), in at least float32."""
+        self, hidden_states: Float[Array, "layers batch queries width"], keys: Keys
+    ) -> Outputs:
+        """Class logits, and boxes as (cx, cy, w, h) in [0, 1], in at least float32."""
+        del keys  # no dropout
         x = jax.nn.relu(self.boxes[0](hidden_states))
         x = self.boxes[2](jax.nn.relu(self.boxes[1](x)))
-        return at_least_float32(self.classes(hidden_states)), jax.nn.sigmoid(at_least_float32(x))
+        logits = at_least_float32(self.classes(hidden_states))
+        return Outputs(hidden_states, logits, jax.nn.sigmoid(at_least_float32(x)))
 
 
 class AttributeHead(nnx.Module):
@@ -51,15 +54,28 @@ class AttributeHead(nnx.Module):
 
 
 class ClassificationHead(nnx.Module):
-    """BERT's prediction head: linear, GELU, layer norm, linear."""
+    """BERT's prediction head on query 0: linear, GELU, layer norm, linear."""
 
-    def __init__(self, task: TaskSpec, width: int, dropout_rate: float, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        num_labels: int,
+        width: int,
+        dropout_rate: float,
+        *,
+        all_layers: bool,
+        rngs: nnx.Rngs,
+    ):
         self.transform = Linear(width, width, rngs=rngs)
         self.norm = LayerNorm(width, 1e-12)
-        self.labels = Linear(width, task.num_labels, rngs=rngs)
+        self.labels = Linear(width, num_labels, rngs=rngs)
         self.dropout = dropout_rate
+        self.all_layers = all_layers  # logits of every decoder layer, else of the last
 
-    def __call__(self, x: Float[Array, "*dims width"], keys: Keys) -> Float[Array, "*dims labels"]:
-        """Label logits of one query's state, in at least float32."""
-        x = self.transform(dropout(x, self.dropout, keys()))
-        return at_least_float32(self.labels(self.norm(jax.nn.gelu(x, approximate=False))))
+    def __call__(
+        self, hidden_states: Float[Array, "layers batch queries width"], keys: Keys
+    ) -> Outputs:
+        """Label logits in at least float32."""
+        read = hidden_states if self.all_layers else hidden_states[-1:]
+        x = self.transform(dropout(read[:, :, 0], self.dropout, keys()))
+        logits = at_least_float32(self.labels(self.norm(jax.nn.gelu(x, approximate=False))))
+        return Outputs(hidden_states, logits)

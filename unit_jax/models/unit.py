@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from unit_jax.batch import Batch, Outputs
 from unit_jax.models import resnet
 from unit_jax.models.decoder import Decoder
-from unit_jax.models.heads import ClassificationHead, DetectionHead
 from unit_jax.models.image_encoder import ImageEncoder
 from unit_jax.models.text_encoder import TextEncoder
 from unit_jax.models.transformer import Keys, Memory, normal, recomputed
@@ -24,9 +23,23 @@ PIXEL_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 class Unit(nnx.Module):
-    """The whole model; all that differs between tasks is looked up in their TaskSpec."""
+    """The whole model; all that differs between tasks is looked up in their TaskSpec.
 
-    def __init__(self, settings: ModelSettings, tasks: Mapping[str, TaskSpec], *, rngs: nnx.Rngs):
+    `outputs.build` makes it with the heads of the tasks' rooms.
+
+    Args:
+      make_head: the head of a task, called as head(hidden states of all layers, dropout keys) and
+        giving Outputs.
+    """
+
+    def __init__(
+        self,
+        settings: ModelSettings,
+        tasks: Mapping[str, TaskSpec],
+        make_head: Callable[[TaskSpec], nnx.Module],
+        *,
+        rngs: nnx.Rngs,
+    ):
         width = settings.decoder.width
         recompute_blocks = settings.rematerialise != "nothing"
         self.backbone = resnet.ResNet(
@@ -41,14 +54,7 @@ class Unit(nnx.Module):
         self.queries = nnx.Dict(
             {name: normal(rngs, task.num_queries, width) for name, task in tasks.items()}
         )
-        self.heads = nnx.Dict(
-            {
-                name: DetectionHead(task, width, rngs=rngs)
-                if task.kind == "detection"
-                else ClassificationHead(task, width, settings.dropout, rngs=rngs)
-                for name, task in tasks.items()
-            }
-        )
+        self.heads = nnx.Dict({name: make_head(task) for name, task in tasks.items()})
         self.tasks = tuple(tasks.items())  # hashable: part of the static graph
         self.settings = settings
 
@@ -76,11 +82,7 @@ class Unit(nnx.Module):
         hidden_states = jnp.broadcast_to(
             hidden_states, (*hidden_states.shape[:2], count, hidden_states.shape[3])
         )
-        head = self.heads[task.name]
-        if task.kind == "detection":
-            return Outputs(hidden_states, *head(hidden_states))
-        read = hidden_states if self.settings.classify_all_layers else hidden_states[-1:]
-        return Outputs(hidden_states, head(read[:, :, 0], keys))
+        return self.heads[task.name](hidden_states, keys)
 
     def memory(self, batch: Batch, keys: Keys) -> Memory:
         """What the decoder reads: image tokens, text tokens, or image then text."""
@@ -112,12 +114,6 @@ class Unit(nnx.Module):
             return features, shrink_mask(pixel_mask, *features.shape[1:3])
         features, sizes = self.backbone(pixels, image_sizes)
         return features, resnet.valid_mask(sizes, *features.shape[1:3])
-
-    def attribute_logits(
-        self, task: str, hidden_states: Float[Array, "*dims width"], class_ids: Int[Array, "*dims"]
-    ) -> Float[Array, "*dims attributes"]:
-        """ReLUed attribute logits of objects of the given classes (no-object is the last)."""
-        return self.heads[task].attributes(hidden_states, class_ids)
 
     def calibrate(
         self, images: UInt8[Array, "batch height width 3"], image_sizes: Int[Array, "batch 2"]

@@ -39,6 +39,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 import jax
 import numpy as np
 
+from unit_jax import outputs as rooms
 from unit_jax.batch import Batch
 from unit_jax.settings import Settings
 from unit_jax.tools.speed import steps
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         times = measure(sides, batch, options.blocks, options.steps)
         rows.append(describe(settings, batch, times) | compiled[batch.task])
         rows[-1]["ms_programs"] = ours.programs_ms(batch)
-        if settings.tasks[batch.task].kind == "detection":
+        if rooms.room(settings.tasks[batch.task]).matches:
             rows[-1]["ms_matching_on_device"] = ours.device_matching_ms(batch)
         told = {name: f"{side['ms']:.1f} ms" for name, side in rows[-1]["sides"].items()}
         print(f"{batch.task}: {told}", file=sys.stderr)

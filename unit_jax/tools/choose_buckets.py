@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from unit_jax import config_files
+from unit_jax import config_files, outputs
 from unit_jax.data import batching, bucket_search, counters, mixture, transforms
 from unit_jax.data.batching import Bucket
 from unit_jax.data.mixture import Examples
@@ -144,7 +144,7 @@ class Images:
             for examples, training in ((train[name], True), (val[name], False)):
                 sizes = examples.height, examples.width
                 possible.append(
-                    transforms.possible_sizes(spec.kind, *sizes, settings.data, training)
+                    transforms.possible_sizes(spec.transforms, *sizes, settings.data, training)
                 )
         self.mixture = np.concatenate(list(self.train.values())), np.concatenate(weights)
         self.possible = np.concatenate(possible)
@@ -182,7 +182,7 @@ class Images:
         """Programs that training compiles: two for each shape of a detection task, else one."""
         buckets = batching.sort_buckets(buckets)
         return sum(
-            (2 if spec.kind == "detection" else 1)
+            (2 if outputs.room(spec).matches else 1)
             * len(np.unique(batching.choose_bucket(self.train[spec.name], buckets)))
             for spec in self.specs
         )

@@ -18,16 +18,16 @@ import time
 from flax import nnx
 from tqdm import tqdm
 
-from unit_jax import config_files
+from unit_jax import config_files, outputs
 from unit_jax.evaluation.step import PredictStep
 from unit_jax.models import flat
-from unit_jax.models.unit import Unit
+from unit_jax.run import check_batch_sizes
 from unit_jax.runtime import partitioning
 from unit_jax.settings import Settings
 from unit_jax.tools.show_sharding import abstract_state
 from unit_jax.training import compilation
 from unit_jax.training import optimizer as optim
-from unit_jax.training.step import TrainState, TrainStep, check_batch_sizes
+from unit_jax.training.step import TrainState, TrainStep
 
 PARTS = ("training", "evaluation")
 CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -72,7 +72,7 @@ def compile_all(settings: Settings, part: str, threads: int) -> str:
     mesh = partitioning.make_mesh(settings.mesh)
     check_batch_sizes(settings.train, mesh)
     graph, *_ = flat.abstract(
-        lambda: Unit(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
+        lambda: outputs.build(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
     )
     step = TrainStep(graph, settings, optim.Optimizer(settings.optimizer, 1), mesh)
     parts = abstract_state(settings, mesh)

@@ -25,10 +25,9 @@ import jax
 import numpy as np
 from flax import nnx
 
-from unit_jax import config_files, paths
+from unit_jax import config_files, outputs, paths
 from unit_jax.interop import bert, detr, init_from, mmf, sources, torch_files
 from unit_jax.models import flat
-from unit_jax.models.unit import Unit
 from unit_jax.runtime import checkpoints
 from unit_jax.settings import Settings
 
@@ -88,7 +87,7 @@ def import_checkpoint(source: str, path: str, settings: Settings, output: str) -
         raise ValueError(f"{output}: exists already; give a new folder")
 
     def model() -> tuple[flat.Flat, flat.Flat]:
-        built = Unit(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
+        built = outputs.build(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
         return flat.split(built)[1:]
 
     params, statistics = jax.eval_shape(model)

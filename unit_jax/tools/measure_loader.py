@@ -114,16 +114,16 @@ def stages(data: PreparedData) -> list[tuple[str, str, str]]:
     split = data.split("coco", "val")
     count = min(64, len(split))
     settings = settings_lib.from_config(unit.values()).data
-    plan = transforms.plan("detection", split.height[:count], split.width[:count], settings)
+    plan = transforms.plan("detr", split.height[:count], split.width[:count], settings)
     encoded = [split.image(row) for row in range(count)]
     pixels = transforms.decode(encoded[0])
-    resized, _ = transforms.apply(pixels, None, plan, 0)
+    resized, _ = transforms.apply(pixels, plan, 0)
     batch, _ = batching.pad_images([resized] * BATCH, BUCKET)
     shared = np.zeros_like(batch)
     times = {
         "read from ArrayRecord": milliseconds(lambda row: split.image(row), count),
         "decode": milliseconds(lambda row: transforms.decode(encoded[row]), count),
-        "resize": milliseconds(lambda row: transforms.apply(pixels, None, plan, row), count),
+        "resize": milliseconds(lambda row: transforms.apply(pixels, plan, row), count),
         "pad into the batch": milliseconds(
             lambda _: batching.pad_images([resized] * BATCH, BUCKET), count
         )

@@ -16,11 +16,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from unit_jax import config_files
+from unit_jax import config_files, outputs
 from unit_jax import settings as settings_lib
 from unit_jax.batch import Batch
 from unit_jax.models import flat
-from unit_jax.models.unit import Unit
 
 TASK = "coco"
 
@@ -66,7 +65,7 @@ def measure(
 
 def compiled(settings: settings_lib.ModelSettings, tasks, inputs: Batch):
     """A call that gives the gradients of all parameters, compiled and warm."""
-    graph, params, rest = flat.split(Unit(settings, tasks, rngs=nnx.Rngs(0)))
+    graph, params, rest = flat.split(outputs.build(settings, tasks, rngs=nnx.Rngs(0)))
 
     @jax.jit
     def gradients(params, rest, inputs):

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec
 
+from unit_jax import outputs as rooms
 from unit_jax.batch import Batch
 from unit_jax.outputs.objects import matching
 from unit_jax.runtime import partitioning
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=10, help="of each way (%(default)s)")
     options = parser.parse_args(argv)
     settings = steps.load_settings(options)
-    tasks = [spec for spec in settings.tasks.values() if spec.kind == "detection"]
+    tasks = [spec for spec in settings.tasks.values() if rooms.room(spec).matches]
     if not tasks:
         raise SystemExit("error: --tasks: none of these is detection; use coco or visual_genome")
     ours = Ours(settings)

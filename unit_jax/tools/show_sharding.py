@@ -18,9 +18,9 @@ import jax
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from unit_jax import outputs
 from unit_jax import settings as settings_lib
 from unit_jax.models import flat
-from unit_jax.models.unit import Unit
 from unit_jax.runtime import partitioning
 from unit_jax.settings import MeshSettings, Settings
 from unit_jax.tools.convert_checkpoint import load_settings
@@ -89,7 +89,7 @@ def layout(settings: Settings, devices: int | None = None) -> Iterator[str]:
 def abstract_state(settings: Settings, mesh) -> dict:
     """Shapes, dtypes and shardings of parameters, statistics and optimiser state."""
     _, params, statistics = flat.abstract(
-        lambda: Unit(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
+        lambda: outputs.build(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
     )
     optimizer = optim.Optimizer(settings.optimizer, settings.train.steps)
     moments = jax.eval_shape(optimizer.init, params)

@@ -14,10 +14,11 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from unit_jax.data import mixture
 from unit_jax.data.batching import Bucket
+from unit_jax.data.shapes import batch_shapes, input_shapes
 from unit_jax.evaluation.step import PredictStep
 from unit_jax.settings import Settings
 from unit_jax.tasks import TaskSpec
-from unit_jax.training.step import TrainState, TrainStep, batch_shapes, input_shapes
+from unit_jax.training.step import TrainState, TrainStep
 
 Shape = tuple[TaskSpec, Bucket]
 Name = tuple[str, str, Bucket]  # "train" or "predict", task, what its batches are padded to
@@ -86,7 +87,7 @@ def work(
       training, evaluation: what batches there are.
     """
 
-    # Tasks of a kind share their update: who comes second waits, and finds it compiled.
+    # Tasks with the same inputs share their update: who comes second waits, and finds it compiled.
     one_at_a_time = threading.Lock()
 
     def step(spec: TaskSpec, bucket: Bucket) -> None:
@@ -97,7 +98,7 @@ def work(
 
     def prediction(spec: TaskSpec, bucket: Bucket) -> None:
         batch = input_shapes(spec, bucket, settings.train.eval_batch_size, mesh)
-        predict.lower(state.params, state.statistics, batch).compile()
+        predict.lower(state.model, batch).compile()
 
     return [
         ((name, spec.name, bucket), functools.partial(compile_one, spec, bucket))

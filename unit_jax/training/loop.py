@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from unit_jax import run as run_lib
 from unit_jax.data import loader
-from unit_jax.evaluation import evaluate, report
-from unit_jax.evaluation.step import PredictStep
+from unit_jax.evaluation import closing, report
+from unit_jax.evaluation.evaluate import evaluate
+from unit_jax.evaluation.step import Predictor
 from unit_jax.runtime import distributed, partitioning
 from unit_jax.runtime.checkpoints import FOLDER, Checkpoints
 from unit_jax.training import compilation
@@ -31,9 +32,9 @@ def start(run: run_lib.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints
     """
     if checkpoints.latest_step() is None:
         model = run.initial_model()
-        moments = jax.eval_shape(optimizer.init, model["params"])
+        moments = jax.eval_shape(optimizer.init, model.params)
         init = jax.jit(optimizer.init, out_shardings=partitioning.shardings(moments, run.mesh))
-        return TrainState(**model, optimizer=init(model["params"]))
+        return TrainState(*model, optimizer=init(model.params))
     target = abstract_state(run, optimizer)
 
     def read(step: int) -> TrainState:
@@ -44,8 +45,8 @@ def start(run: run_lib.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints
                 "from it in another --workdir, with --config.init_from.model="
                 f"{checkpoints.directory.parent}"
             )
-        model = {"params": target.params, "statistics": target.statistics}
-        model, moments = checkpoints.restore(step, model, target.optimizer._asdict())
+        model, moments = target.model._asdict(), target.optimizer._asdict()
+        model, moments = checkpoints.restore(step, model, moments)
         return TrainState(**model, optimizer=optim.OptimizerState(**moments))
 
     step, state = checkpoints.newest_good(read)
@@ -57,8 +58,8 @@ def start(run: run_lib.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints
 def abstract_state(run: run_lib.Run, optimizer: optim.Optimizer) -> TrainState:
     """Shapes, dtypes and shardings of what a run remembers."""
     model = run.abstract_model()
-    moments = jax.eval_shape(optimizer.init, model["params"])
-    return TrainState(**model, optimizer=partitioning.abstract(moments, run.mesh))
+    moments = jax.eval_shape(optimizer.init, model.params)
+    return TrainState(*model, optimizer=partitioning.abstract(moments, run.mesh))
 
 
 def train(
@@ -84,10 +85,10 @@ def train(
                 report.show(workdir)
             return 0
         checkpoints.check_room(abstract_state(run, optimizer), settings.max_to_keep)
-        state, found = start(run, optimizer, checkpoints), None
+        state, evaluation = start(run, optimizer, checkpoints), None
         step = int(state.optimizer.step)
         train_step = TrainStep(run.graph, run.settings, optimizer, run.mesh)
-        predict = PredictStep(run.graph, run.settings, run.mesh)
+        predictor = Predictor.of_run(run, state.model)
         places = partitioning.rows_of_process(run.mesh, settings.batch_size)
         with (
             contextlib.closing(RunLog(workdir, step, settings)) as log,
@@ -96,7 +97,7 @@ def train(
             last_words.instead_of_waiting(),
         ):
             if settings.compile_ahead and step < settings.steps:
-                compile_ahead(run, train_step, predict, state, log)
+                compile_ahead(run, train_step, predictor, state, log)
             stop = False
             while step < settings.steps and not stop:
                 batch = partitioning.to_devices(next(batches), run.mesh)
@@ -108,16 +109,16 @@ def train(
                 last = step == settings.steps
                 if jax.process_count() == 1 or step % settings.log_every == 0:
                     stop = distributed.any_process(asked.is_set())
-                found = None
+                evaluation = None
                 if step % settings.eval_every == 0 or last:
                     log.flush(step)
                     with log.program("evaluate"):
-                        found = evaluate.evaluate(run, predict, state.params, state.statistics)
-                    log.write(step, found.metrics)
+                        evaluation = evaluate(run, predictor.of(state.model))
+                    log.write(step, evaluation.metrics)
                     log.restart_clock()
                 if step % settings.checkpoint_every == 0 or last or stop:
                     log.flush(step)  # too many bad steps end the run before it is saved
-                    save(checkpoints, run, step, state, found.metrics if found else None)
+                    save(checkpoints, run, step, state, evaluation and evaluation.metrics)
                     log.sync()
                     log.restart_clock()
             log.say(
@@ -128,18 +129,18 @@ def train(
         if distributed.is_first():
             print(f"stopped after step {step}, which is saved; the same command goes on from there")
         return 130
-    evaluate.write_report(run, predict, state.params, state.statistics, workdir, found=found)
+    closing.write_report(run, predictor.of(state.model), workdir, evaluation=evaluation)
     return 0
 
 
 def compile_ahead(
-    run: run_lib.Run, train_step: TrainStep, predict: PredictStep, state: TrainState, log: RunLog
+    run: run_lib.Run, train_step: TrainStep, predictor: Predictor, state: TrainState, log: RunLog
 ) -> None:
     """Compiles the programs of training and evaluation, so that no step waits for one."""
     start, before = time.perf_counter(), log.compiled.programs
     work = compilation.work(
         train_step,
-        predict,
+        predictor.step,
         state,
         run.settings,
         run.mesh,
@@ -160,8 +161,9 @@ def compile_ahead(
 
 def save(checkpoints: Checkpoints, run: run_lib.Run, step: int, state: TrainState, metrics) -> None:
     """Writes the state of `step` in the background."""
-    model = {"params": state.params, "statistics": state.statistics}
-    checkpoints.save(step, model, run.metadata(), state.optimizer._asdict(), metrics)
+    checkpoints.save(
+        step, state.model._asdict(), run.metadata(), state.optimizer._asdict(), metrics
+    )
 
 
 @contextlib.contextmanager

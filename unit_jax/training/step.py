@@ -1,15 +1,15 @@
 """The train step: gradients of one batch, then one update.
 
-The gradient program of a detection task is split in two: forward (outputs, matching costs and the
-pullback of the model), the assignment solved on the host from the process's own examples, then
-backward. No callback runs inside a compiled program, so a failing solver is an ordinary Python
-error and any sharding works. With `loss.matcher` "device" all of it is one program.
+Where a task's room matches answers to targets (detection), the gradient program is split in two:
+forward (outputs, matching costs and the pullback of the model), the assignment solved on the host
+from the process's own examples, then backward. No callback runs inside a compiled program, so a
+failing solver is an ordinary Python error and any sharding works. With `loss.matcher` "device" all
+of it is one program.
 
 A step whose loss or gradient is not finite changes nothing but the step's number; its logs say
 `bad_step` and, where the matching costs were the cause, `bad_costs`.
 """
 
-import functools
 import time
 from collections.abc import Callable, Iterator
 
@@ -20,16 +20,15 @@ from flax import struct
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool
 
-from unit_jax.batch import Batch, Outputs, Targets
+from unit_jax import outputs as rooms
+from unit_jax.batch import Batch, Outputs
 from unit_jax.models import flat
-from unit_jax.models.flat import Flat
+from unit_jax.models.flat import Flat, Model
 from unit_jax.models.unit import Unit, used_parameters
-from unit_jax.outputs.labels import loss as classification
-from unit_jax.outputs.objects import loss as detection
+from unit_jax.outputs.base import Output
 from unit_jax.outputs.objects import matching
 from unit_jax.runtime import partitioning
-from unit_jax.settings import Settings, TrainSettings
-from unit_jax.tasks import TaskSpec
+from unit_jax.settings import Settings
 from unit_jax.training import optimizer as optim
 
 Logs = dict[str, jax.Array | float]
@@ -43,12 +42,16 @@ class TrainState:
     statistics: Flat
     optimizer: optim.OptimizerState
 
+    @property
+    def model(self) -> Model:
+        return Model(self.params, self.statistics)
+
 
 class TrainStep:
     """step(state, batch) -> (state, logs); the state that is given is used up.
 
-    Gradient programs are compiled once per task and batch shape, update programs once per kind
-    of task. The batch is global and on the mesh.
+    Gradient programs are compiled once per task and batch shape, update programs once for all
+    tasks with the same inputs. The batch is global and on the mesh.
     """
 
     def __init__(self, graph, settings: Settings, optimizer: optim.Optimizer, mesh):
@@ -81,46 +84,31 @@ def learns(settings: Settings, optimizer: optim.Optimizer, task: str, path: str)
     )
 
 
-def check_batch_sizes(settings: TrainSettings, mesh) -> None:
-    """Raises ValueError unless the mesh divides the batches of training, the parts that these are
-    split into, and those of evaluation."""
-    for name in ("batch_size", "eval_batch_size"):
-        partitioning.check_batch_size(f"train.{name}", getattr(settings, name), mesh)
-    parts = settings.accumulate_steps
-    if parts < 1 or settings.batch_size % parts:
-        raise ValueError(
-            f"train.batch_size = {settings.batch_size} cannot be split into "
-            f"train.accumulate_steps = {parts} parts; use a divisor of the batch size"
-        )
-    name = "train.batch_size / train.accumulate_steps"
-    partitioning.check_batch_size(name, settings.batch_size // parts, mesh)
-
-
 class Gradients:
     """gradients(state, batch) -> (loss and its terms, gradients of what the task reaches).
 
     Dropout keys are folded from (seed, step), so a resumed run draws the same numbers.
 
     With `parts` above 1 the batch goes through the model in so many (`train.accumulate_steps`).
-    Classification losses are means over examples, so theirs is the mean of the parts'. Detection
-    losses divide by what the whole batch holds: a first pass gives the outputs of all examples,
-    the loss of the whole batch gives their cotangents, and a second pass pulls these back part by
-    part. That is exact for every loss, and costs detection one more forward pass.
+    Losses without matching are means over examples, so theirs is the mean of the parts'. Losses
+    with matching divide by what the whole batch holds: a first pass gives the outputs of all
+    examples, the loss of the whole batch gives their cotangents, and a second pass pulls these
+    back part by part. That is exact for every loss, and costs one more forward pass.
     """
 
     def __init__(self, graph, settings: Settings, optimizer: optim.Optimizer, mesh, parts: int = 1):
         self._graph, self._settings, self._optimizer, self._mesh = graph, settings, optimizer, mesh
         self._parts = parts
-        self._classification = jax.jit(self._classification_gradients)
-        self._forward = jax.jit(self._detection_forward)
-        self._backward = jax.jit(self._detection_backward)
-        self._detection = jax.jit(self._detection_gradients)
+        self._single = jax.jit(self._single_gradients)
+        self._forward = jax.jit(self._matched_forward)
+        self._backward = jax.jit(self._matched_backward)
+        self._matched = jax.jit(self._matched_gradients)
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
-        if self._settings.tasks[batch.task].kind != "detection":
-            return self._classification(state, batch)
+        if not self._room(batch).matches:
+            return self._single(state, batch)
         if self._settings.loss.matcher == "device":
-            return self._detection(state, batch)
+            return self._matched(state, batch)
         outputs, pullback, costs = self._forward(state, batch)
         matches, milliseconds = self._match(costs, batch.targets.object_mask)
         logs, grads = self._backward(state, batch, outputs, pullback, matches)
@@ -128,10 +116,10 @@ class Gradients:
 
     def lower(self, state: TrainState, batch: Batch) -> Iterator[tuple[str, jax.stages.Lowered]]:
         """As TrainStep's; the last program's result is that of a call."""
-        if self._settings.tasks[batch.task].kind != "detection":
-            yield "gradients", self._classification.lower(state, batch)
+        if not self._room(batch).matches:
+            yield "gradients", self._single.lower(state, batch)
         elif self._settings.loss.matcher == "device":
-            yield "gradients", self._detection.lower(state, batch)
+            yield "gradients", self._matched.lower(state, batch)
         else:
             forward = self._forward.lower(state, batch)
             yield "forward", forward
@@ -143,6 +131,9 @@ class Gradients:
                 sharding=partitioning.split_over_batch(self._mesh, axis=1),
             )
             yield "backward", self._backward.lower(state, batch, outputs, pullback, matches)
+
+    def _room(self, batch: Batch) -> Output:
+        return rooms.room(self._settings.tasks[batch.task])
 
     def match_on_device(self, costs: jax.Array, object_mask: jax.Array) -> jax.Array:
         """`matching.match_on_device`, each device solving its own examples."""
@@ -189,16 +180,14 @@ class Gradients:
         with partitioning.constrain_activations(self._mesh):
             return model(batch, key=key)
 
-    def _classification_gradients(self, state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
-        spec = self._settings.tasks[batch.task]
-        learned = self._learned_by(state, batch.task)
+    def _single_gradients(self, state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
+        room, learned = self._room(batch), self._learned_by(state, batch.task)
 
         def one(batch: Batch, part: int):
             def loss(learned: Flat):
-                outputs = self._outputs(learned, state, batch, part)
-                return classification.classification_loss(
-                    outputs, batch.targets, spec, self._settings.loss
-                )
+                answers = self._outputs(learned, state, batch, part)
+                head = self._model(learned, state).heads[batch.task]
+                return room.loss(answers, batch.targets, head, self._settings.loss)
 
             (total, terms), grads = jax.value_and_grad(loss, has_aux=True)(learned)
             return {"loss": total, **terms}, partitioning.constrain(grads, self._mesh)
@@ -206,7 +195,7 @@ class Gradients:
         logs, grads = self._sum_over_parts(one, batch)
         return jax.tree.map(lambda x: x / self._parts, (logs, grads))
 
-    def _detection_forward(self, state: TrainState, batch: Batch):
+    def _matched_forward(self, state: TrainState, batch: Batch):
         def run(batch: Batch, part: int, learned: Flat | None = None) -> Outputs:
             return self._outputs(learned or {}, state, batch, part)
 
@@ -218,36 +207,26 @@ class Gradients:
             pullback = None
             parts = jax.lax.map(lambda xs: run(*xs), self._split(batch))
             outputs = jax.tree.map(lambda x: _join(x, axis=1), parts)
-        costs = matching.cost_matrix(outputs, batch.targets, self._settings.loss)
+        costs = self._room(batch).costs(outputs, batch.targets, self._settings.loss)
         over_batch = partitioning.split_over_batch(self._mesh, axis=1)
         return outputs, pullback, jax.lax.with_sharding_constraint(costs, over_batch)
 
-    def _detection_backward(
+    def _matched_backward(
         self, state: TrainState, batch: Batch, outputs: Outputs, pullback: Callable | None, matches
     ) -> tuple[Logs, Flat]:
-        spec = self._settings.tasks[batch.task]
-        learned = self._learned_by(state, batch.task)
+        room, learned = self._room(batch), self._learned_by(state, batch.task)
         bad_costs = (matches == matching.UNUSABLE).any()
 
-        def loss(head: Flat, outputs: Outputs):
-            model = self._model(head, state)
-            attribute_logits = functools.partial(model.attribute_logits, spec.name)
-            total, terms = detection.detection_loss(
-                outputs,
-                batch.targets,
-                matches,
-                self._settings.loss,
-                spec,
-                attribute_logits if spec.num_attributes else None,
-            )
+        def loss(parts: Flat, outputs: Outputs):
+            head = self._model(parts, state).heads[batch.task]
+            total, terms = room.loss(outputs, batch.targets, head, self._settings.loss, matches)
             return jnp.where(bad_costs, jnp.nan, total), terms
 
-        # The attribute head is applied by the loss: it is told the matched object's class.
-        prefix = f"heads.{spec.name}.attributes."
-        head = {path: x for path, x in learned.items() if path.startswith(prefix)}
+        prefixes = tuple(f"heads.{batch.task}.{part}." for part in room.loss_parts)
+        parts = {path: x for path, x in learned.items() if path.startswith(prefixes)}
         (total, terms), (head_grads, cotangents) = jax.value_and_grad(
             loss, argnums=(0, 1), has_aux=True
-        )(head, outputs)
+        )(parts, outputs)
 
         def pull_back(part_of: tuple[Batch, Outputs], part: int) -> Flat:
             batch, cotangents = part_of
@@ -261,10 +240,10 @@ class Gradients:
         grads = partitioning.constrain({**grads, **head_grads}, self._mesh)
         return {"loss": total, **terms, "bad_costs": bad_costs}, grads
 
-    def _detection_gradients(self, state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
-        outputs, pullback, costs = self._detection_forward(state, batch)
+    def _matched_gradients(self, state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
+        outputs, pullback, costs = self._matched_forward(state, batch)
         matches = self.match_on_device(costs, batch.targets.object_mask)
-        return self._detection_backward(state, batch, outputs, pullback, matches)
+        return self._matched_backward(state, batch, outputs, pullback, matches)
 
     def _split(self, batch: Batch) -> tuple[Batch, jax.Array]:
         """The parts of a batch, stacked, and their numbers."""
@@ -292,14 +271,14 @@ class Gradients:
 class Update:
     """update(state, gradients, task, loss) -> (state, logs); the state that is given is used up.
 
-    One program serves all tasks of a kind: what another task of that kind owns (queries, head)
+    One program serves all tasks with the same inputs: what another one of them owns (queries, head)
     gets a gradient of zero and a flag that says whether this task reaches it.
     """
 
     def __init__(self, settings: Settings, optimizer: optim.Optimizer, mesh):
         self._settings, self._optimizer, self._mesh = settings, optimizer, mesh
         self._program = jax.jit(self._update, donate_argnums=0, static_argnames="paths")
-        # Of each task: which parameters only some tasks of its kind reach, and whether it does.
+        # Of each task: which parameters only some tasks with its inputs reach, and whether it does.
         self._plans: dict[str, dict[str, bool]] = {}
         self._zeros: dict[str, jax.Array] = {}
 
@@ -336,58 +315,16 @@ class Update:
 
     def _plan(self, params: Flat, task: str) -> dict[str, bool]:
         if task not in self._plans:
-            kind = self._settings.tasks[task].kind
-            of_kind = [name for name, spec in self._settings.tasks.items() if spec.kind == kind]
+            inputs = self._settings.tasks[task].inputs
+            alike = [name for name, spec in self._settings.tasks.items() if spec.inputs == inputs]
             self._plans[task] = {}
             for path in params:
                 reached = {
-                    name: learns(self._settings, self._optimizer, name, path) for name in of_kind
+                    name: learns(self._settings, self._optimizer, name, path) for name in alike
                 }
                 if len(set(reached.values())) == 2:
                     self._plans[task][path] = reached[task]
         return self._plans[task]
-
-
-def batch_shapes(spec: TaskSpec, bucket: tuple[int, ...], settings: Settings, mesh) -> Batch:
-    """Shapes, dtypes and shardings of the training batches of a task and bucket."""
-    array = _arrays(settings.train.batch_size, mesh)
-    if spec.kind == "detection":
-        objects = settings.data.max_objects
-        targets = Targets(
-            boxes_cxcywh=array(objects, 4, dtype=np.float32),
-            labels=array(objects),
-            attributes=array(objects, 16) if spec.num_attributes else None,
-            object_mask=array(objects, dtype=bool),
-        )
-    elif spec.soft_targets:
-        targets = Targets(answer_scores=array(spec.num_labels, dtype=np.float32))
-    else:
-        targets = Targets(labels=array())
-    return input_shapes(spec, bucket, settings.train.batch_size, mesh).replace(targets=targets)
-
-
-def input_shapes(spec: TaskSpec, bucket: tuple[int, ...], examples: int, mesh) -> Batch:
-    """The same of batches of so many examples without targets: what a prediction reads."""
-    array = _arrays(examples, mesh)
-    batch = Batch(spec.name, index=array())
-    if spec.has_image:
-        batch = batch.replace(images=array(*bucket, 3, dtype=np.uint8), image_sizes=array(2))
-    if spec.has_text:
-        tokens = spec.max_tokens if spec.has_image else bucket[0]
-        batch = batch.replace(
-            input_ids=array(tokens), token_mask=array(tokens, dtype=bool), segment_ids=array(tokens)
-        )
-    return batch
-
-
-def _arrays(examples: int, mesh) -> Callable[..., jax.ShapeDtypeStruct]:
-    """array(*shape of an example, dtype=int32): a batch's, split over the mesh."""
-    sharding = partitioning.split_over_batch(mesh)
-
-    def array(*shape: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((examples, *shape), dtype, sharding=sharding)
-
-    return array
 
 
 def _split(tree, parts: int, axis: int):

@@ -13,9 +13,10 @@ from scipy.special import log_softmax
 from configs.unit import values
 from tests import REFERENCE_FILES
 from unit_jax import settings as settings_lib
-from unit_jax.batch import Outputs, Targets
+from unit_jax.batch import Outputs
 from unit_jax.outputs.objects import loss as detection
 from unit_jax.outputs.objects import matching
+from unit_jax.outputs.objects.targets import ObjectTargets
 from unit_jax.tasks import PUBLISHED
 
 SETTINGS = settings_lib.build(settings_lib.LossSettings, values()["loss"])
@@ -47,7 +48,7 @@ def random_case(seed, counts=(3, 0, 4, 1), layers=3, queries=6, objects=5):
         logits=rng.normal(size=(layers, batch, queries, SPEC.num_labels + 1)),
         boxes_cxcywh=cxcywh(layers, batch, queries),
     )
-    targets = Targets(
+    targets = ObjectTargets(
         boxes_cxcywh=np.where(mask[..., None], cxcywh(batch, objects), 0),
         labels=np.where(mask, rng.integers(0, SPEC.num_labels, (batch, objects)), 0),
         attributes=np.where(mask[..., None] & given, attributes, -1),
@@ -211,7 +212,7 @@ def test_padding_never_matters(normalisation):
     settings = dataclasses.replace(SETTINGS, normalisation=normalisation)
     outputs, targets, matches = random_case(10)
     longer = [(0, 0), (0, 6)]
-    padded = Targets(
+    padded = ObjectTargets(
         boxes_cxcywh=jnp.pad(targets.boxes_cxcywh, [*longer, (0, 0)]),
         labels=jnp.pad(targets.labels, longer, constant_values=SPEC.num_labels),
         attributes=jnp.pad(targets.attributes, [*longer, (0, 0)], constant_values=3),
@@ -287,7 +288,7 @@ def test_cardinality_error():
     logits[0, 0, 3, 2] = 1
     logits[0, 1, :, 2] = 1  # none sees one, and none is there
     outputs = Outputs(None, jnp.asarray(logits), jnp.zeros((1, 2, 4, 4)))
-    targets = Targets(object_mask=jnp.asarray([[True, True, False], [False, False, False]]))
+    targets = ObjectTargets(object_mask=jnp.asarray([[True, True, False], [False, False, False]]))
     errors = detection.cardinality_error(outputs, targets, SETTINGS)
     assert errors == {"cardinality_error": 0.5}
 
@@ -334,7 +335,7 @@ def test_numbers_of_the_reference(case):
         SPEC, num_labels=case["num_labels"], num_attributes=case["num_attributes"]
     )
     outputs = Outputs(array("hidden_states"), array("logits"), array("boxes_cxcywh"))
-    targets = Targets(
+    targets = ObjectTargets(
         boxes_cxcywh=array("target_boxes"),
         labels=array("labels"),
         attributes=array("attributes"),

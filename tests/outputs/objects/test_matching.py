@@ -12,8 +12,9 @@ import scipy.special
 
 from configs.unit import values
 from unit_jax import settings as settings_lib
-from unit_jax.batch import Outputs, Targets
+from unit_jax.batch import Outputs
 from unit_jax.outputs.objects import matching
+from unit_jax.outputs.objects.targets import ObjectTargets
 
 SETTINGS = settings_lib.build(settings_lib.LossSettings, values()["loss"])
 
@@ -33,7 +34,7 @@ def random_case(seed, layers=2, batch=3, queries=5, objects=4, classes=6):
         logits=rng.normal(size=(layers, batch, queries, classes)),
         boxes_cxcywh=cxcywh(layers, batch, queries),
     )
-    targets = Targets(
+    targets = ObjectTargets(
         boxes_cxcywh=np.where(mask[..., None], cxcywh(batch, objects), 0),
         labels=np.where(mask, rng.integers(0, classes - 1, (batch, objects)), 0),
         object_mask=mask,

@@ -4,8 +4,8 @@ A source is one `RecordSource`: it names the files it needs, reads them into pla
 split, and says what belongs into the manifest. To add a data set of your own:
 
 1. Subclass `RecordSource` (`sources/snli_ve.py` is the shortest with images, `sources/glue.py`
-   without): `name`, `kind`, `features`, `image_family` (one of `sources/images.py`, or "") and the
-   two methods `required_files` and `read`.
+   without): `name`, `features` (named as in `data/records.py`), `image_family` (see
+   `sources/images.py`; "" without images) and the two methods `required_files` and `read`.
 2. Prepare it: `unit-jax prepare --datasets my_module:MySource ...` (or hand the class
    to `unit_jax.data.prepare.prepare`).
 3. Give the task an entry in the config: `tasks.<name>` with the fields of `TaskSpec`.
@@ -25,6 +25,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from jaxtyping import Int
 from tqdm import tqdm
+
+from unit_jax.data import records
 
 Record = dict[str, Any]
 
@@ -155,18 +157,18 @@ class RecordSource(abc.ABC):
 
     Attributes:
       name: of the task, of the TFDS dataset, and of its folder.
-      kind: as in TaskSpec.
-      image_family: image store that the records point into; "" = none.
+      image_family: image store that the records point into: a `sources.images.Family` of one's
+        own, or the name of one in `sources.images.FAMILIES`; "" = no images.
       origin: where the files are published.
       published: how many of what a complete release lists; names as in `Content.listed`. What
         a source does not have (test files) is not compared.
-      features: TFDS features of a record, without image_row, width and height.
+      features: TFDS features of a record under the names of `data.records`, without image_row,
+        width and height; a missing `id` is the row.
       version: of the record layout; raise it when `features` or their meaning change.
     """
 
     name: ClassVar[str]
-    kind: ClassVar[str]
-    image_family: ClassVar[str] = ""
+    image_family: ClassVar[Any] = ""
     origin: ClassVar[str] = ""
     published: ClassVar[Mapping[str, int]] = {}
     features: ClassVar[Mapping[str, Any]]
@@ -184,11 +186,22 @@ class RecordSource(abc.ABC):
     def read(self, store: ImageIndex | None, problems: Problems) -> Content:
         """Reads all splits; faulty examples are noted in `problems` and left out or repaired."""
 
+    @property
+    def has_text(self) -> bool:
+        """Whether its records hold texts."""
+        return "text" in records.renamed(self.features)
+
     def all_features(self) -> dict[str, Any]:
-        """Features of a stored record."""
-        if not self.image_family:
-            return dict(self.features)
-        return {**self.features, "image_row": np.int64, "width": np.int32, "height": np.int32}
+        """Features of a stored record.
+
+        Raises:
+          ValueError: they are not in the schema of `data.records`.
+        """
+        features = {**records.renamed(self.features), "id": tfds.features.Text()}
+        records.check_features(self.name, features)
+        if self.image_family:
+            features |= {"image_row": np.int64, "width": np.int32, "height": np.int32}
+        return features
 
 
 class RecordBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from unit_jax.data.sources import base, images
+from unit_jax.outputs.objects.targets import ATTRIBUTE_SLOTS, trained_objects
 
-ATTRIBUTE_SLOTS = 16
 VAL_IMAGES = "coco/annotations/instances_val2017.json"
 _HUGE = 1e30  # larger numbers (and NaN) are no pixels; float32 and products of two hold this
 _MOST_IDS = 2**15  # a larger id is a fault: every id up to it would get an output of its own
@@ -29,11 +29,11 @@ class Coco(base.RecordSource):
     """
 
     name = "coco"
-    kind = "detection"
+    version = "1.1.0"
     image_family = "images_coco"
     origin = "https://cocodataset.org/#download"
     features = {
-        "image_id": np.int64,
+        "id": tfds.features.Text(),
         "boxes_xywh": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
         "category_ids": tfds.features.Tensor(shape=(None,), dtype=np.int32),
         "areas": tfds.features.Tensor(shape=(None,), dtype=np.float32),
@@ -65,7 +65,7 @@ class Coco(base.RecordSource):
             categories |= _named_ids(content.get("categories"), path)
             attribute_names |= _named_ids(content.get("attCategories"), path)
             splits[split] = self._read_split(split, path, content, categories, store, problems)
-            kept = [np.count_nonzero(trained_objects(record)) for record in splits[split]]
+            kept = [np.count_nonzero(_trained(record)) for record in splits[split]]
             index[split] = {"num_objects": np.array(kept, np.int32)}
             listed[f"{split} images"] = len(content["images"])
             if split != "test":
@@ -133,7 +133,7 @@ class Coco(base.RecordSource):
                     "the file's size is used",
                     "repaired",
                 )
-            record = {"image_id": image_id, **located, **self._arrays(objects[image_id])}
+            record = {"id": str(image_id), **located, **self._arrays(objects[image_id])}
             if outside := _outside(record):
                 problems.add("box outside", place, f"{outside} boxes, clipped in training", "kept")
             records.append(record)
@@ -214,21 +214,10 @@ def _area(annotation: Mapping[str, Any]) -> float:
     return annotation["bbox"][2] * annotation["bbox"][3]
 
 
-def trained_objects(record: base.Record) -> Bool[np.ndarray, "objects"]:
-    """True for objects that training keeps: no crowd, some area inside the image.
-
-    The reference clamps boxes to the image and drops those without width or height.
-    """
-    lower, upper = _corners(record)
-    return ((upper > lower).all(1)) & ~record["iscrowd"]
-
-
-def _corners(
-    record: base.Record,
-) -> tuple[Float[np.ndarray, "objects 2"], Float[np.ndarray, "objects 2"]]:
-    boxes = record["boxes_xywh"]
-    size = np.array([record["width"], record["height"]], np.float32)
-    return np.clip(boxes[:, :2], 0, size), np.clip(boxes[:, :2] + boxes[:, 2:], 0, size)
+def _trained(record: base.Record) -> Bool[np.ndarray, "objects"]:
+    """True for the objects that training keeps."""
+    size = record["height"], record["width"]
+    return trained_objects(record["boxes_xywh"], record["iscrowd"], *size)[1]
 
 
 def _outside(record: base.Record) -> int:

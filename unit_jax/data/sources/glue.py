@@ -32,12 +32,11 @@ class Glue(base.RecordSource):
       id_column: column that names an example in submissions; without it, the row's number.
     """
 
-    kind = "language"
-    version = "1.1.0"  # since 1.1.0 the index holds lengths
+    version = "1.2.0"
     origin = "https://gluebenchmark.com/tasks"
     features = {
-        "example_id": tfds.features.Text(),
-        "text_a": tfds.features.Text(),
+        "id": tfds.features.Text(),
+        "text": tfds.features.Text(),
         "text_b": tfds.features.Text(),
         "label": np.int32,
     }
@@ -160,8 +159,8 @@ class Glue(base.RecordSource):
             ]
             records.append(
                 {
-                    "example_id": (row.get(self.id_column) or str(number))[: base.MAX_TEXT],
-                    "text_a": texts[0],
+                    "id": (row.get(self.id_column) or str(number))[: base.MAX_TEXT],
+                    "text": texts[0],
                     "text_b": texts[1],
                     "label": label,
                 }

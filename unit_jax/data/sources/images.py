@@ -50,14 +50,14 @@ class Family:
     Attributes:
       name: of the store.
       folders: where images may lie under the source, first come first served.
-      published: (folders, image files in those together) of a complete release.
       key: image key of a file name, None = not one of the family's images.
+      published: (folders, image files in those together) of a complete release.
     """
 
     name: str
     folders: tuple[str, ...]
-    key: Callable[[str], Any]
-    published: tuple[tuple[tuple[str, ...], int], ...]
+    key: Callable[[str], Any] = file_stem
+    published: tuple[tuple[tuple[str, ...], int], ...] = ()
     version: str = "1.0.0"
 
     @property
@@ -114,6 +114,23 @@ FAMILIES = {
         ),
     )
 }
+
+
+def family_of(task: base.RecordSource) -> Family:
+    """The image store of a source.
+
+    Raises:
+      ValueError: it names one that does not exist.
+    """
+    family = task.image_family
+    if isinstance(family, Family):
+        return family
+    if family not in FAMILIES:
+        raise ValueError(
+            f"{task.name}: image_family {family!r} is none of {', '.join(FAMILIES)}; give "
+            "images.Family(name, folders, key) for images of your own"
+        )
+    return FAMILIES[family]
 
 
 def list_images(

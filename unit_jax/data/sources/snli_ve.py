@@ -19,13 +19,13 @@ class SnliVe(base.RecordSource):
     """
 
     name = "snli_ve"
-    kind = "vision_language"
+    version = "1.1.0"
     image_family = "images_flickr30k"
     published = {"train": 529_527, "val": 17_858, "test": 17_901}
     origin = "https://github.com/necla-ml/SNLI-VE and Flickr30k"
     features = {
-        "example_id": tfds.features.Text(),
-        "hypothesis": tfds.features.Text(),
+        "id": tfds.features.Text(),
+        "text": tfds.features.Text(),
         "label": np.int32,
     }
     parts = {"train": "train", "val": "dev", "test": "test"}
@@ -74,10 +74,10 @@ class SnliVe(base.RecordSource):
                 continue
             records.append(
                 {
-                    "example_id": base.encodable(
+                    "id": base.encodable(
                         str(line.get("pairID", number))[: base.MAX_TEXT], place, problems
                     ),
-                    "hypothesis": hypothesis,
+                    "text": hypothesis,
                     "label": LABELS.index(label) if label in LABELS else -1,
                     **located,
                 }

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from unit_jax.data.sources import base, coco
+from unit_jax.outputs.objects.targets import ATTRIBUTE_SLOTS
 
 IMAGE_DATA = "visual_genome/image_data.json"
 OBJECTS = "visual_genome/objects.json"
@@ -50,7 +51,7 @@ class VisualGenome(coco.Coco):
     origin = "https://homes.cs.washington.edu/~ranjay/visualgenome/api.html (images)"
     features = {
         **coco.Coco.features,
-        "attributes": tfds.features.Tensor(shape=(None, coco.ATTRIBUTE_SLOTS), dtype=np.int32),
+        "attributes": tfds.features.Tensor(shape=(None, ATTRIBUTE_SLOTS), dtype=np.int32),
     }
     published = {"described images": 108_077, "class names": 1_600, "attribute names": 400}
     attributes = True
@@ -134,7 +135,7 @@ def _annotation(image_id: int | None, entry: Mapping, category: int, slots: list
         "image_id": image_id,
         "bbox": [entry.get(key) for key in "xywh"],
         "category_id": category,
-        "attribute_ids_max16": list(dict.fromkeys(slots))[: coco.ATTRIBUTE_SLOTS],
+        "attribute_ids_max16": list(dict.fromkeys(slots))[:ATTRIBUTE_SLOTS],
     }
 
 

@@ -6,11 +6,10 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 
-from unit_jax.data import text as text_lib
 from unit_jax.data.sources import base, coco
+from unit_jax.outputs.labels.answers import normalise_answer
 
 UNKNOWN = "<unk>"
 ANSWER_FILE = "answers_vqa.txt"
@@ -30,7 +29,7 @@ class Vqa2(base.RecordSource):
     list vqa2/answers_vqa.txt (may be absent), and coco/annotations/instances_val2017.json:
     questions about its images are the validation split, all others are training, whichever
     file they come from. Images are found by image id in COCO's store. Records keep answers as
-    written; `text.normalise_answer` comes before comparing.
+    written; `normalise_answer` comes before comparing.
 
     Where visual_genome/question_answers.json is given (with image_data.json, which has each
     image's COCO id), training also has Visual Genome's question-answer pairs on COCO images
@@ -45,12 +44,12 @@ class Vqa2(base.RecordSource):
     """
 
     name = "vqa2"
-    kind = "vision_language"
+    version = "1.1.0"
     image_family = "images_coco"
     origin = "https://visualqa.org/download.html"
     features = {
-        "question_id": np.int64,
-        "question": tfds.features.Text(),
+        "id": tfds.features.Text(),
+        "text": tfds.features.Text(),
         "answers": tfds.features.Sequence(tfds.features.Text()),
     }
     published = {
@@ -121,7 +120,7 @@ class Vqa2(base.RecordSource):
             )
             splits["test"] = [record for record in records if record is not None]
         for records in splits.values():
-            records.sort(key=lambda record: record["question_id"])
+            records.sort(key=lambda record: int(record["id"]))
         names = self._answer_list(agreed, problems)
         content = "".join(f"{name}\n" for name in names).encode()
         return base.Content(
@@ -235,7 +234,7 @@ def _record(
         problems.add("missing image", place, f"image {question.get('image_id')!r:.60} of COCO")
         return None
     seen.add(number)
-    return {"question_id": number, "question": text, "answers": answers, **located}
+    return {"id": str(number), "text": text, "answers": answers, **located}
 
 
 def _answers(annotation: Mapping[str, Any], place: str, problems: base.Problems) -> list[str]:
@@ -253,8 +252,8 @@ def _answers(annotation: Mapping[str, Any], place: str, problems: base.Problems)
 def _agreed_answer(annotation: Mapping[str, Any], answers: list[str]) -> str:
     """The answer that the data set counts as the question's, normalised."""
     if isinstance(annotation.get("multiple_choice_answer"), str):
-        return text_lib.normalise_answer(annotation["multiple_choice_answer"])
-    counts = collections.Counter(map(text_lib.normalise_answer, answers))
+        return normalise_answer(annotation["multiple_choice_answer"])
+    counts = collections.Counter(map(normalise_answer, answers))
     return min(counts, key=lambda answer: (-counts[answer], answer))
 
 

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from unit_jax.batch import Outputs, Targets
+from unit_jax.batch import Outputs
 from unit_jax.outputs.objects import boxes
 from unit_jax.outputs.objects.matching import supervised_layers
+from unit_jax.outputs.objects.targets import ObjectTargets
 from unit_jax.precision import at_least_float32
 from unit_jax.settings import LossSettings
 from unit_jax.tasks import TaskSpec
@@ -30,7 +31,7 @@ AttributeLogits = Callable[
 
 def detection_loss(
     outputs: Outputs,
-    targets: Targets,
+    targets: ObjectTargets,
     matches: Int[Array, "layers batch objects"],
     settings: LossSettings,
     spec: TaskSpec,
@@ -69,7 +70,7 @@ def detection_loss(
 
 def unweighted_losses(
     outputs: Outputs,
-    targets: Targets,
+    targets: ObjectTargets,
     matches: Int[Array, "layers batch objects"],
     settings: LossSettings,
     spec: TaskSpec,
@@ -102,7 +103,7 @@ def unweighted_losses(
 
 
 def cardinality_error(
-    outputs: Outputs, targets: Targets, settings: LossSettings
+    outputs: Outputs, targets: ObjectTargets, settings: LossSettings
 ) -> dict[str, Float[Array, ""]]:
     """How far the number of queries that see an object is from the number of objects.
 
@@ -121,7 +122,7 @@ def cardinality_error(
     }
 
 
-def _check(outputs: Outputs, targets: Targets, matches: Array) -> None:
+def _check(outputs: Outputs, targets: ObjectTargets, matches: Array) -> None:
     expected = (outputs.logits.shape[0], *targets.object_mask.shape)
     if matches.shape != expected:
         raise ValueError(
@@ -143,7 +144,7 @@ def _of_matched(values: Float[Array, "layers batch queries dim"], matches: Array
     return jnp.take_along_axis(values, jnp.maximum(matches, 0)[..., None], axis=2)
 
 
-def _query_classes(logits: Array, targets: Targets, matches: Array) -> Array:
+def _query_classes(logits: Array, targets: ObjectTargets, matches: Array) -> Array:
     """The class each query should answer, no-object where unmatched: [layers, batch, queries]."""
     queries, classes = logits.shape[2:]
     taken = matches[..., None] == jnp.arange(queries)  # [layers, batch, objects, queries]
@@ -157,7 +158,7 @@ def _cross_entropy(logits: Float[Array, "*dims classes"], classes: Int[Array, "*
 
 
 def _class_loss(
-    outputs: Outputs, targets: Targets, matches: Array, settings: LossSettings
+    outputs: Outputs, targets: ObjectTargets, matches: Array, settings: LossSettings
 ) -> Float[Array, "layers"]:
     """Weighted mean cross-entropy of all queries; no-object weighs `no_object_weight`."""
     classes = _query_classes(outputs.logits, targets, matches)
@@ -172,7 +173,7 @@ def _class_loss(
 
 def _balanced_class_loss(
     outputs: Outputs,
-    targets: Targets,
+    targets: ObjectTargets,
     matches: Array,
     settings: LossSettings,
     num_objects: Float[Array, ""],
@@ -192,7 +193,7 @@ def _balanced_class_loss(
 
 
 def _box_losses(
-    outputs: Outputs, targets: Targets, matches: Array
+    outputs: Outputs, targets: ObjectTargets, matches: Array
 ) -> tuple[Float[Array, "layers"], Float[Array, "layers"]]:
     """L1 distance and 1 - generalised IoU, summed over the matched pairs of a layer."""
     matched = matches >= 0
@@ -215,7 +216,7 @@ def _box_losses(
 
 def _attribute_loss(
     outputs: Outputs,
-    targets: Targets,
+    targets: ObjectTargets,
     matches: Array,
     attribute_logits: AttributeLogits,
     per_image: bool,

@@ -13,8 +13,9 @@ import optax
 import scipy.optimize
 from jaxtyping import Array, Bool, Float, Int
 
-from unit_jax.batch import Outputs, Targets
+from unit_jax.batch import Outputs
 from unit_jax.outputs.objects import boxes
+from unit_jax.outputs.objects.targets import ObjectTargets
 from unit_jax.precision import at_least_float32
 from unit_jax.settings import LossSettings
 
@@ -26,7 +27,7 @@ class BadCosts(ValueError):
 
 
 def cost_matrix(
-    outputs: Outputs, targets: Targets, settings: LossSettings
+    outputs: Outputs, targets: ObjectTargets, settings: LossSettings
 ) -> Float[Array, "layers batch queries objects"]:
     """What it would cost to match each query to each object; no gradient flows through it.
 

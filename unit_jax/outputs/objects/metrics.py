@@ -62,7 +62,7 @@ def post_process(
     return [{name: x[image] for name, x in found.items()} for image in range(len(boxes))]
 
 
-def to_coco(image_id: int, detections: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+def to_coco(image_id: int | str, detections: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """One image's detections as entries of a COCO results file (boxes x, y, width, height)."""
     x0, y0, x1, y1 = np.moveaxis(np.asarray(detections["boxes"], np.float64), -1, 0)
     return [
@@ -82,13 +82,9 @@ def ground_truth(records: Iterable[Mapping[str, Any]], categories: Iterable[int]
     for record in records:
         image_id = len(images)
         images.append(dict(id=image_id, width=int(record["width"]), height=int(record["height"])))
-        for box, category, area, crowd in zip(
-            record["boxes_xywh"],
-            record["category_ids"],
-            record["areas"],
-            record["iscrowd"],
-            strict=True,
-        ):
+        fields = ("boxes_xywh", "category_ids", "areas", "iscrowd")
+        objects = (record["objects"][field] for field in fields)
+        for box, category, area, crowd in zip(*objects, strict=True):
             annotations.append(
                 dict(
                     id=len(annotations) + 1,

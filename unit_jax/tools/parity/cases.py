@@ -10,13 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from unit_jax import outputs
 from unit_jax import settings as settings_lib
-from unit_jax.batch import Batch, Targets
-from unit_jax.data import batching, transforms
+from unit_jax.batch import Batch
+from unit_jax.data import batching
 from unit_jax.interop import mmf
 from unit_jax.models import flat
-from unit_jax.models.unit import Unit
-from unit_jax.tasks import TaskSpec
+from unit_jax.outputs.labels.room import LabelTargets, ScoreTargets
+from unit_jax.outputs.objects.targets import ATTRIBUTE_SLOTS, Objects, pad
+from unit_jax.tasks import KINDS, TaskSpec
 from unit_jax.tools.parity import recipe
 
 Arrays = dict[str, np.ndarray]
@@ -167,7 +169,7 @@ def build_case(
         init_from=None,
         report=settings_lib.ReportSettings(),
     )
-    graph, params, statistics = flat.abstract(lambda: Unit(model, tasks, rngs=nnx.Rngs(0)))
+    graph, params, statistics = flat.abstract(lambda: outputs.build(model, tasks, rngs=nnx.Rngs(0)))
     weights = make_weights({**params, **statistics}, args["share_decoders"])
     cast = {path: np.asarray(array, dtype) for path, array in weights.items()}
     return Case(
@@ -198,16 +200,19 @@ def task_spec(config: Mapping, group: str, dataset: str) -> TaskSpec:
         raise ValueError(f"data set {dataset} is none of UniT's: {', '.join(mmf.TASKS)}")
     args, head = config["base_args"], config["heads"][group][dataset]
     kind = {"detection": "detection", "vl": "vision_language", "glue": "language"}[group]
+    soft = head.get("loss_type") == "binary_cross_entropy_with_logits"
     return TaskSpec(
-        name=mmf.TASKS[dataset],
-        kind=kind,
-        index=head["task_idx"],
-        num_queries=args["num_queries"][group][dataset],
-        num_labels=head["num_classes" if group == "detection" else "num_labels"],
-        num_attributes=args["attribute_class_num"] if head.get("use_attr") else 0,
-        max_tokens=args["bert_config"].get("max_position_embeddings", 512),
-        cls_only=config["keep_only_bert_cls"].get(group, {}).get(dataset, dataset != "vqa2"),
-        soft_targets=head.get("loss_type") == "binary_cross_entropy_with_logits",
+        **{
+            **KINDS[kind],
+            **({"output": "scores"} if soft else {}),
+            "name": mmf.TASKS[dataset],
+            "index": head["task_idx"],
+            "num_queries": args["num_queries"][group][dataset],
+            "num_labels": head["num_classes" if group == "detection" else "num_labels"],
+            "num_attributes": args["attribute_class_num"] if head.get("use_attr") else 0,
+            "max_tokens": args["bert_config"].get("max_position_embeddings", 512),
+            "cls_only": config["keep_only_bert_cls"].get(group, {}).get(dataset, dataset != "vqa2"),
+        }
     )
 
 
@@ -274,26 +279,21 @@ def make_batch(spec: TaskSpec, inputs: Mapping[str, Any], rows: slice = slice(No
         fields["input_ids"] = inputs["input_ids"][rows]
         fields["token_mask"] = inputs["input_mask"][rows].astype(bool)
         fields["segment_ids"] = inputs["segment_ids"][rows]
-    if spec.kind == "detection":
+    if spec.output == "objects":
         attributes = inputs.get("attributes")
         objects = [
-            transforms.Objects(boxes, labels, np.zeros((len(labels), 16)))
+            Objects(boxes, labels, np.zeros((len(labels), ATTRIBUTE_SLOTS)))
             for boxes, labels in zip(inputs["boxes"], inputs["labels"], strict=True)
         ]
         if attributes is not None:
             objects = [o._replace(attributes=a) for o, a in zip(objects, attributes, strict=True)]
         most = max(1, *(len(o.labels) for o in objects))
-        boxes, labels, slots, mask = batching.pad_objects(objects[rows], most)
-        targets = Targets(
-            boxes_cxcywh=boxes,
-            labels=labels,
-            attributes=None if attributes is None else slots,
-            object_mask=mask,
-        )
-    elif spec.soft_targets:
-        targets = Targets(answer_scores=inputs["targets"][rows])
+        # The recorded boxes are cxcywh in [0, 1] already.
+        targets = pad(objects[rows], None, most, with_attributes=attributes is not None)
+    elif spec.output == "scores":
+        targets = ScoreTargets(inputs["targets"][rows])
     else:
-        targets = Targets(labels=inputs["targets"][rows])
+        targets = LabelTargets(inputs["targets"][rows])
     return Batch(spec.name, targets=targets, **fields)
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from unit_jax import outputs as rooms
 from unit_jax.batch import Batch, Outputs
 from unit_jax.interop import mmf
 from unit_jax.models import flat
@@ -20,7 +21,6 @@ from unit_jax.models import image_encoder as image_encoder_lib
 from unit_jax.models import unit as unit_lib
 from unit_jax.models.transformer import Keys
 from unit_jax.models.unit import Unit
-from unit_jax.outputs.labels import loss as classification
 from unit_jax.outputs.objects import loss as detection
 from unit_jax.outputs.objects import matching
 from unit_jax.outputs.objects import metrics as metrics
@@ -68,8 +68,9 @@ def run_case(
     loss_settings = case.settings.loss
     targets = concatenate([batch.targets for batch in batches], 0)
     batches = [batch.replace(targets=None) for batch in batches]
-    if targets.attributes is None:
+    if getattr(targets, "attributes", True) is None:
         spec = dataclasses.replace(spec, num_attributes=0)
+    room = rooms.room(spec)
     optimizer = optim.Optimizer(case.settings.optimizer, 1)
     learned = {
         path: array
@@ -96,21 +97,19 @@ def run_case(
         outputs, pullback, taken = jax.vjp(run, learned, has_aux=True)
         model = model_of(learned, weights)
         costs = attributes = None
-        if spec.kind == "detection":
-            costs = matching.cost_matrix(outputs, targets, loss_settings)
+        if room.matches:
+            costs = room.costs(outputs, targets, loss_settings)
         if case.settings.tasks[spec.name].num_attributes:
             best = outputs.logits[-1, ..., :-1].argmax(-1)
-            attributes = model.attribute_logits(spec.name, outputs.hidden_states[-1], best)
+            attributes = model.heads[spec.name].attributes(outputs.hidden_states[-1], best)
         middle = middle_of(model, spec, batches[0]) if with_middle else {}
         return outputs, pullback, taken, costs, attributes, middle
 
     @jax.jit
     def backward(attribute_head, outputs, pullback, weights, targets, matches):
         def loss(attribute_head: Arrays, outputs: Outputs):
-            if spec.kind != "detection":
-                return classification.classification_loss(outputs, targets, spec, loss_settings)
-            head = attribute_logits(model_of(attribute_head, weights), spec)
-            return detection.detection_loss(outputs, targets, matches, loss_settings, spec, head)
+            head = model_of(attribute_head, weights).heads[spec.name]
+            return room.loss(outputs, targets, head, loss_settings, matches)
 
         (total, terms), (grads, cotangents) = jax.value_and_grad(
             loss, argnums=(0, 1), has_aux=True
@@ -122,7 +121,7 @@ def run_case(
         learned, weights, batches, targets
     )
     matches, raw = None, {}
-    if spec.kind == "detection":
+    if room.matches:
         matches = matching.match(np.asarray(costs), targets.object_mask)
         raw = unweighted(model_of({}, weights), spec, outputs, targets, matches, loss_settings)
     total, terms, grads = backward(attribute_head, outputs, pullback, weights, targets, matches)
@@ -187,7 +186,7 @@ def exact_sides(build: Callable[[str], Case], batches: list[Batch]) -> Sides:
 
 
 def attribute_logits(model: Unit, spec: TaskSpec) -> detection.AttributeLogits | None:
-    return functools.partial(model.attribute_logits, spec.name) if spec.num_attributes else None
+    return model.heads[spec.name].attributes if spec.num_attributes else None
 
 
 def unweighted(model: Unit, spec: TaskSpec, outputs, targets, matches, settings) -> Arrays:
@@ -323,30 +322,30 @@ def compare(
     gaps = json.loads(str(data[f"{dataset}/f32_err"])) if f"{dataset}/f32_err" in data else {}
     keys = [key.removeprefix(f"{dataset}/") for key in data if key.startswith(f"{dataset}/")]
     for key in keys:
-        kind = key.split("/")[0]
-        if kind in ("in", "f64", "f32_err", "match_gap", "grad_norm", "grad_probe", "post"):
+        what = key.split("/")[0]
+        if what in ("in", "f64", "f32_err", "match_gap", "grad_norm", "grad_probe", "post"):
             continue
         reference, gap = truth(f"{dataset}/{key}"), gaps.get(key, 0.0)
-        if kind == "out":
+        if what == "out":
             check_output(table, key, results, reference, gap)
-        elif kind == "match":
+        elif what == "match":
             _, layer, image = key.split("/")
             found = results.matches[int(layer), int(image)]
             pairs = {(int(q), t) for t, q in enumerate(found) if q >= 0}
             expected = {(int(q), int(t)) for q, t in reference.T}
             table.equal("match", pairs == expected, True, f"in layer {layer}, image {image}")
-        elif kind in ("loss", "loss_raw"):
+        elif what in ("loss", "loss_raw"):
             name = key.split("/")[1]
-            ours = (results.terms if kind == "loss" else results.raw).get(name, np.nan)
+            ours = (results.terms if what == "loss" else results.raw).get(name, np.nan)
             exact = "cardinality" in name
-            quantity = f"{kind}/{re.sub(r'_[0-9]+$', '', name)}"
+            quantity = f"{what}/{re.sub(r'_[0-9]+$', '', name)}"
             if exact:
                 table.equal(quantity, ours, reference.astype(ours.dtype), name)
             else:
                 table.close(quantity, ours, reference, gap=gap)
         elif key == "total":
             table.close("total", results.total, reference, gap=gap)
-        elif kind == "mid":
+        elif what == "mid":
             ours = results.middle.get(key.split("/")[1])
             if ours is None:
                 table.row(key).problem = "not computed"
@@ -370,8 +369,8 @@ def check_output(table: Table, key: str, results: Results, reference: np.ndarray
     layer = -1
     if name[0] == "aux":
         layer, name = int(name[1]), ["aux", *name[2:]]
-    kind = name[-1]
-    if kind == "top_class":
+    what = name[-1]
+    if what == "top_class":
         return table.equal(key, outputs.logits[-1, ..., :-1].argmax(-1), reference)
     ours = {
         "hidden_states": lambda: outputs.hidden_states,
@@ -379,8 +378,8 @@ def check_output(table: Table, key: str, results: Results, reference: np.ndarray
         "pred_boxes": lambda: outputs.boxes_cxcywh[layer],
         "scores": lambda: outputs.logits[-1],
         "attr_logits": lambda: results.attribute_logits,
-    }[kind]()
-    if kind != "scores" and ours.ndim == reference.ndim:
+    }[what]()
+    if what != "scores" and ours.ndim == reference.ndim:
         for step in KEPT:
             if len(range(0, ours.shape[-2], step)) == reference.shape[-2]:
                 ours = ours[..., ::step, :]

@@ -12,8 +12,10 @@ from unit_jax import settings as settings_lib
 from unit_jax.configs import unit as paper
 from unit_jax.data import batching, text, transforms
 from unit_jax.models import unit as unit_lib
+from unit_jax.outputs.labels import answers as answer_lib
 from unit_jax.outputs.labels import metrics as classification
 from unit_jax.outputs.objects import metrics as detection
+from unit_jax.outputs.objects import targets as object_targets
 from unit_jax.tools.parity.report import Table
 
 
@@ -21,14 +23,14 @@ def check_processing(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Tabl
     """Transforms, soft scores, token rows and metrics of recorded inputs."""
     doc = json.loads(str(data["doc"]))
     table = Table(path.stem, "float32")
-    for kind in ("detection", "vqa"):
-        for width, height, short, longest, *size in data[f"sizes/{kind}"].tolist():
-            ours = transforms.resized_size(height, width, short, longest, floor=kind == "vqa")
-            table.equal(f"processing/sizes_{kind}", ours, size, f"at {width} x {height}")
+    for which in ("detection", "vqa"):
+        for width, height, short, longest, *size in data[f"sizes/{which}"].tolist():
+            ours = transforms.resized_size(height, width, short, longest, floor=which == "vqa")
+            table.equal(f"processing/sizes_{which}", ours, size, f"at {width} x {height}")
     check_transforms(table, data, doc["coco/annotations"])
     vocabulary = {answer: i for i, answer in enumerate(doc["vqa/vocab"])}
     for answers, scores in zip(doc["vqa/answers"], data["vqa/scores"], strict=True):
-        ours = text.answer_scores(answers, vocabulary, len(vocabulary))
+        ours = answer_lib.answer_scores(answers, vocabulary, len(vocabulary))
         table.close("processing/vqa_scores", ours, scores)
     check_texts(table, data, doc)
     logits, labels = data["metric/vqa_scores"], data["metric/labels"]
@@ -49,11 +51,17 @@ def check_transforms(table: Table, data: Mapping[str, np.ndarray], annotations: 
     """The recorded transforms of one image and its objects; their names hold their arguments."""
     image = data["coco/image"]
     height, width = image.shape[:2]
-    objects = transforms.load_objects(
-        *(
-            np.asarray([annotation.get(key, 0) for annotation in annotations])
-            for key in ("bbox", "category_id", "iscrowd", "attribute_ids_max16")
-        ),
+    fields = dict(
+        boxes_xywh="bbox",
+        category_ids="category_id",
+        iscrowd="iscrowd",
+        attributes="attribute_ids_max16",
+    )
+    objects = object_targets.load(
+        {
+            field: np.asarray([annotation.get(key, 0) for annotation in annotations])
+            for field, key in fields.items()
+        },
         height,
         width,
     )
@@ -76,13 +84,14 @@ def check_transforms(table: Table, data: Mapping[str, np.ndarray], annotations: 
             settings = dataclasses.replace(
                 settings, eval_short_side=numbers[0], eval_max_side=numbers[1]
             )
-            plan = transforms.plan("detection", [height], [width], settings)
+            plan = transforms.plan("detr", [height], [width], settings)
         else:
             plan = planned()
-        pixels, seen = transforms.apply(image, objects, plan, 0)
-        boxes = seen.boxes
+        pixels, moves = transforms.apply(image, plan, 0)
+        seen = object_targets.move(objects, moves)
+        boxes = seen.boxes_xyxy
         if normalised:
-            boxes = transforms.normalise_boxes(boxes, *pixels.shape[:2])
+            boxes = object_targets.normalise_boxes(boxes, *pixels.shape[:2])
         table.equal("processing/boxes", boxes, data[f"coco/{case}/boxes"], case)
         for name in ("labels", "attributes"):
             table.equal(

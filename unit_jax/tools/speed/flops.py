@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import jax
 
+from unit_jax import outputs as rooms
 from unit_jax.batch import Batch
 from unit_jax.models import resnet
 from unit_jax.settings import BackboneSettings, Settings
@@ -64,7 +65,7 @@ def forward_flops(spec: TaskSpec, settings: Settings, batch: Batch) -> tuple[flo
     feed_forward = 2 * 2 * queries * width * mlp
     layers = model.decoder.layers
     learned += layers * (self_attention + cross_attention + feed_forward)
-    if spec.kind == "detection":
+    if rooms.room(spec).matches:
         heads = width * (spec.num_labels + 1) + 2 * width**2 + 4 * width
         learned += 2 * layers * queries * heads
     else:

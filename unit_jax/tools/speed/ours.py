@@ -10,12 +10,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from unit_jax import outputs as outputs_lib
 from unit_jax.batch import Batch
 from unit_jax.interop import mmf
 from unit_jax.models import flat
-from unit_jax.models.unit import Unit
-from unit_jax.outputs.labels import loss as classification
-from unit_jax.outputs.objects import loss as detection
 from unit_jax.outputs.objects import matching
 from unit_jax.runtime import partitioning
 from unit_jax.settings import Settings
@@ -35,7 +33,7 @@ class Ours:
     def __init__(self, settings: Settings):
         self._settings = settings
         self.mesh = partitioning.make_mesh(settings.mesh)
-        model = Unit(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
+        model = outputs_lib.build(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
         if any(spec.has_image for spec in settings.tasks.values()):
             # Statistics as of a trained network, so that numbers stay small.
             pixels = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
@@ -129,11 +127,8 @@ class Ours:
         spec, own, targets = self._settings.tasks[batch.task], self._settings.loss, batch.targets
         model = flat.merge(self.graph, params, statistics)
         outputs = model(batch)
-        if spec.kind != "detection":
-            return classification.classification_loss(outputs, targets, spec, own)[0]
-        costs = matching.cost_matrix(outputs, targets, own)
-        matches = matching.match_on_device(costs, targets.object_mask)
-        head = (
-            functools.partial(model.attribute_logits, batch.task) if spec.num_attributes else None
-        )
-        return detection.detection_loss(outputs, targets, matches, own, spec, head)[0]
+        room, head, matches = outputs_lib.room(spec), model.heads[batch.task], None
+        if room.matches:
+            costs = room.costs(outputs, targets, own)
+            matches = matching.match_on_device(costs, targets.object_mask)
+        return room.loss(outputs, targets, head, own, matches)[0]

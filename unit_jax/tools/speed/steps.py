@@ -8,11 +8,12 @@ import jax
 import numpy as np
 
 from unit_jax import config_files, fields
+from unit_jax import outputs as rooms
 from unit_jax.batch import Batch
+from unit_jax.data.shapes import batch_shapes
 from unit_jax.runtime import partitioning
 from unit_jax.settings import Settings
 from unit_jax.tasks import TaskSpec
-from unit_jax.training import step as train_step
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,7 @@ def load_settings(options: argparse.Namespace) -> Settings:
         settings = _only(settings, [name for name in options.tasks.split(",") if name])
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    queries = [spec.num_queries for spec in settings.tasks.values() if spec.kind == "detection"]
+    queries = [spec.num_queries for spec in settings.tasks.values() if rooms.room(spec).matches]
     most = min([settings.data.max_objects, *queries])
     if options.objects > most:
         raise SystemExit(f"error: --objects {options.objects}: the config has room for {most}")
@@ -77,7 +78,7 @@ def made_up_batch(spec: TaskSpec, settings: Settings, options: argparse.Namespac
     tokens = min(options.tokens, spec.max_tokens)
     spec = dataclasses.replace(spec, max_tokens=tokens)
     mesh = partitioning.make_mesh(settings.mesh)
-    shapes = train_step.batch_shapes(spec, bucket if spec.has_image else (tokens,), settings, mesh)
+    shapes = batch_shapes(spec, bucket if spec.has_image else (tokens,), settings, mesh)
     vocabulary = settings.model.text_encoder.vocab_size
     make = dict(
         index=lambda shape: np.arange(*shape),

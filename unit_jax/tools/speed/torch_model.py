@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from unit_jax import outputs as rooms
 from unit_jax.interop.mmf import DATASETS
 from unit_jax.models.unit import PIXEL_MEAN, PIXEL_STD
 from unit_jax.settings import ModelSettings, Settings
@@ -209,7 +210,7 @@ class Unit(nn.Module):
         classifiers: dict[str, nn.ModuleDict] = {}
         for task, spec in settings.tasks.items():
             group, dataset = DATASETS[task]
-            if spec.kind == "detection":
+            if rooms.room(spec).matches:
                 self.class_embeds[dataset] = nn.Linear(width, spec.num_labels + 1)
                 self.bbox_embeds[dataset] = Stack([nn.Linear(width, n) for n in (width, width, 4)])
                 if spec.num_attributes:
@@ -244,7 +245,7 @@ class Unit(nn.Module):
             x = layer(x, queries, memory, positions, padding)
             states.append(decoder.norm(x))
         hidden = torch.stack(states)
-        if spec.kind == "detection":
+        if rooms.room(spec).matches:
             boxes = hidden
             for number, linear in enumerate(self.bbox_embeds[dataset].layers):
                 boxes = linear(boxes if number == 0 else F.relu(boxes))

@@ -111,7 +111,7 @@ class Reference:
             if boxes is not None:
                 return self.set_loss(spec, hidden, logits.float(), boxes, batch)
         logits = logits.float()
-        if spec.soft_targets:
+        if spec.output == "scores":
             return (F.softplus(logits) - batch["answer_scores"] * logits).sum(-1).mean()
         return F.cross_entropy(logits, batch["labels"])
 
