@@ -13,7 +13,6 @@ import re
 import socket
 import subprocess
 import sys
-import time
 import traceback
 import uuid
 import warnings
@@ -26,7 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from unit_jax import paths
-from unit_jax.runtime import last_words
+from unit_jax.runtime import last_words, rendezvous
 from unit_jax.settings import DistributedSettings
 
 PATIENCE_SECONDS = 300  # for all processes to start
@@ -61,7 +60,9 @@ def initialize(settings: DistributedSettings) -> None:
         me = f"process {settings.process} of {settings.processes}"
         print(f"{me} meets the others at {settings.coordinator}", file=sys.stderr)
         try:
-            _look_at(settings.coordinator, is_own=settings.process == 0)
+            rendezvous.meet(
+                settings.coordinator, settings.processes, settings.process, PATIENCE_SECONDS
+            )
             jax.distributed.initialize(
                 settings.coordinator, settings.processes, settings.process, **options
             )
@@ -83,32 +84,6 @@ def initialize(settings: DistributedSettings) -> None:
         if tasks:
             raise
         # No cluster is detected.
-
-
-def _look_at(coordinator: str, is_own: bool) -> None:
-    """Whether the coordinator's port is free (its own process), or when it answers (others).
-
-    JAX finds out too, but ends the process from native code, with a stack dump in place of an
-    error.
-
-    Raises:
-      OSError: the port is taken, or nobody answers there for PATIENCE_SECONDS.
-    """
-    host, _, port = coordinator.rpartition(":")
-    if is_own:
-        with socket.socket() as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(("", int(port)))
-        return
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-            return
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
 
 
 def is_first() -> bool:
