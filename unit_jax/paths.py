@@ -31,6 +31,16 @@ def from_flag(flag: str, value: str) -> epath.Path:
     return epath.Path(value)
 
 
+def replace_text(path: epath.Path, text: str) -> None:
+    """Writes a file whole or not at all, also if the process is killed meanwhile."""
+    if is_remote(path):  # objects are replaced whole anyway
+        path.write_text(text)
+        return
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
+
+
 def check_local(flag: str, value: epath.PathLike) -> None:
     """For commands that read and write files of this machine.
 

@@ -81,7 +81,7 @@ def test_two_processes_train_and_evaluate_as_one_does(data_dir, tmp_path):
         for name, value in wanted.items():
             if name.startswith("train/") and ("/loss" in name or name.endswith("/grad_norm")):
                 np.testing.assert_allclose(found[name], value, rtol=TOLERANCE, err_msg=name)
-            elif not name.startswith("train/"):
+            elif not name.startswith("train/") and name != "time":
                 assert found[name] == value, name
     assert all(
         any(f"train/{name}/loss" in wanted for wanted, _ in logs) for name in ("coco", "qqp")

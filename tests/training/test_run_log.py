@@ -12,7 +12,9 @@ import pytest
 from etils import epath
 
 from configs import unit
+from tests.training import test_board
 from unit_jax import settings as settings_lib
+from unit_jax.runtime import journal
 from unit_jax.training import run_log
 
 
@@ -63,6 +65,79 @@ def test_bad_steps_are_counted_and_too_many_in_a_row_end_the_run(tmp_path, capsy
     assert "step 3 of coco changed nothing: the gradient is not finite" in told.out + told.err
 
 
+def test_what_went_wrong_is_named_with_its_examples(tmp_path, capsys):
+    """Task, ids and the first bad term; the error carries them, events hold all of them."""
+    path = epath.Path(tmp_path)
+    log = run_log.RunLog(
+        path,
+        0,
+        settings(steps=9, max_bad_steps=2),
+        lambda task, rows: [f"{task}-{r}" for r in rows],
+    )
+    bad = {"loss": np.float32(np.nan), "loss_ce": np.float32(1), "loss_giou": np.float32(np.inf)}
+    bad["bad_step"] = np.bool_(True)
+    log.step(1, "coco", bad, 12, rows=np.arange(12), padding=0.25)
+    with pytest.raises(run_log.TooManyBadSteps, match="2 steps in a row") as error:
+        log.step(2, "coco", bad, 2, rows=np.arange(2))
+    assert (error.value.step, error.value.task) == (2, "coco")
+    assert error.value.examples == ["coco-0", "coco-1"]
+    assert error.value.cause == "the loss (its term loss_giou) is"
+    log.close()
+    told = capsys.readouterr()
+    wanted = "changed nothing: the loss (its term loss_giou) is not finite; examples coco-0, coco-1"
+    assert f"step 1 of coco {wanted}" in told.out + told.err and "coco-7 and 4 more" in (
+        told.out + told.err
+    )
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["step"], len(e["examples"])) for e in events] == [
+        ("bad step", 1, 12),
+        ("bad step", 2, 2),
+    ]
+    status = journal.read_status(path)
+    assert status["step"] == 1 and status["train/coco/padding"] == 0.25
+    assert status["train/host_memory"] > 2**20 and status["run"] == events[0]["run"]
+    again = run_log.RunLog(path, 1, settings(steps=9))
+    again.step(2, "coco", {"loss": np.float32(1)}, 1)
+    again.close()
+    lines = [json.loads(line) for line in (tmp_path / run_log.FILE).read_text().splitlines()]
+    assert lines[-1]["train/bad_steps"] == 1  # those before the resume count on
+
+
+def test_spikes_are_told_with_their_examples(tmp_path, capsys):
+    log = run_log.RunLog(epath.Path(tmp_path), 0, settings(steps=99))
+    rng = np.random.default_rng(0)
+    for step in range(1, 61):
+        loss = np.float32(rng.normal(2, 0.1) if step != 50 else 9)
+        log.step(step, "coco", {"loss": loss}, 1, rows=[step])
+    log.step(61, "vqa2", {"loss": np.float32(50)}, 1, rows=[0])  # the first of a task is none
+    log.close()
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [(e["event"], e["step"], e["examples"]) for e in events] == [("loss spike", 50, ["50"])]
+    assert 1.5 < events[0]["usual"] < 2.5
+    told = capsys.readouterr()
+    assert "step 50 of coco: loss 9, usually" in told.out + told.err
+
+
+def test_tensorboard_holds_what_the_lines_hold_also_after_a_kill(tmp_path):
+    first = run_log.RunLog(epath.Path(tmp_path), 0, settings(steps=9))
+    for step in range(1, 5):
+        first.step(step, "coco", {"loss": np.float32(step)}, 1)
+    path = tmp_path / run_log.FILE
+    assert test_board.read(tmp_path / "tensorboard") == test_board.wanted(parsed(path))
+    # Not closed, as a killed process leaves it; a line is half written.
+    path.write_text(path.read_text() + '{"step": 5, "train')
+    again = run_log.RunLog(epath.Path(tmp_path), 2, settings(steps=9))
+    again.step(3, "coco", {"loss": np.float32(30)}, 1)
+    assert [line["step"] for line in parsed(path)] == [1, 2, 3]
+    assert test_board.read(tmp_path / "tensorboard") == test_board.wanted(parsed(path))
+    again.close()
+    first.close()
+
+
+def parsed(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def test_logs_of_a_remote_folder_are_copied_there_and_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(run_log.paths, "is_remote", lambda path: True)
     remote = epath.Path(tmp_path / "bucket")
@@ -75,4 +150,4 @@ def test_logs_of_a_remote_folder_are_copied_there_and_go_on(tmp_path, monkeypatc
         log.close()
     lines = [json.loads(line) for line in (remote / run_log.FILE).read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
-    assert len(list((remote / "tensorboard").iterdir())) == 2
+    assert len(list((remote / "tensorboard").iterdir())) == 1

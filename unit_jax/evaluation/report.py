@@ -9,6 +9,8 @@ from etils import epath
 from rich.console import Console
 from rich.table import Table
 
+from unit_jax import paths
+
 FILE = "report.json"
 COLUMNS = ("task", "metric", "value", "baseline", "paper")
 
@@ -38,8 +40,8 @@ def write(rows: Sequence[Row], workdir: epath.Path) -> None:
     ]
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|---:|---:|---:|"]
     lines += ["| " + " | ".join(_cell(record[key]) for key in COLUMNS) + " |" for record in records]
-    (workdir / "report.md").write_text("\n".join(lines) + "\n")
-    (workdir / FILE).write_text(json.dumps(records, indent=2) + "\n")
+    paths.replace_text(workdir / "report.md", "\n".join(lines) + "\n")
+    paths.replace_text(workdir / FILE, json.dumps(records, indent=2) + "\n")
 
 
 def show(workdir: epath.Path) -> bool:

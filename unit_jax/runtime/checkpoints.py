@@ -24,7 +24,7 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from unit_jax import paths
-from unit_jax.runtime import digests, distributed
+from unit_jax.runtime import digests, distributed, exits
 
 FOLDER = "checkpoints"
 COMMITTED = "commit_success.txt"  # orbax's, in step folders of a bucket
@@ -40,6 +40,8 @@ class Damaged(ValueError):
 
 class NotWritten(ValueError):
     """A checkpoint could not be written; the message says which older one is safe."""
+
+    exit_code = exits.DISK
 
 
 class Checkpoints:

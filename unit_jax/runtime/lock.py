@@ -19,6 +19,7 @@ from typing import Any
 from etils import epath
 
 from unit_jax import paths
+from unit_jax.runtime import exits
 
 FILE = "run.lock"
 BEAT_SECONDS = 20  # between signs of life
@@ -27,6 +28,8 @@ STALE_SECONDS = 180  # without one the holder on another host counts as dead
 
 class Taken(ValueError):
     """Another run holds the working folder."""
+
+    exit_code = exits.TAKEN
 
 
 class Lock:
