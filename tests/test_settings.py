@@ -6,7 +6,10 @@ import itertools
 import pytest
 
 from configs import demo, unit
-from unit_jax import fields, settings
+from tests import ROOT
+from unit_jax import fields, run, settings
+from unit_jax.runtime import checkpoints
+from unit_jax.tools import show_settings
 
 
 def problems_of(config: dict, **changes) -> str:
@@ -181,3 +184,37 @@ def test_the_nearest_name():
     assert fields.nearest("vison", ("language", "vision_language", "vision")) == "vision"
     assert fields.nearest("Stepz", ("steps", "seed")) == "steps"
     assert fields.nearest("weather", ("steps", "seed")) is None
+
+
+def test_the_page_of_settings_is_what_the_tool_prints():
+    told = "run: python tools/show_settings.py > docs/configuration.md"
+    assert (ROOT / "docs" / "configuration.md").read_text() == show_settings.page(), told
+
+
+def test_metadata_of_a_checkpoint_of_another_version_reads():
+    made = settings.from_config(demo.values("coco,qqp"))
+    saved = checkpoints.jsonable(dataclasses.asdict(made))
+    assert settings.from_saved(saved) == made
+    # Before these existed, and after one existed that is no more.
+    del saved["model"]["scan_layers"], saved["model"]["text_encoder"]["tied_fresh_keys"]
+    del saved["report"], saved["tasks"]["coco"]["num_attributes"]
+    saved["model"]["backbone"]["colour"] = saved["model"]["colour"] = saved["colours"] = 3
+    saved["tasks"]["qqp"]["colour"] = 3
+    tied = dataclasses.replace(made.model.text_encoder, tied_fresh_keys=False)
+    model = dataclasses.replace(made.model, text_encoder=tied)
+    assert settings.from_saved(saved) == dataclasses.replace(
+        made, model=model, report=settings.ReportSettings()
+    )
+    assert settings.build(settings.ModelSettings, {}) == settings.ModelSettings()
+
+
+def test_frozen_parameters_must_exist():
+    def problem(*frozen):
+        made = settings.OptimizerSettings(frozen=frozen)
+        return run.check_frozen(made, ["backbone.conv1.kernel", "queries.coco"])
+
+    assert problem() is problem("backbone", "queries.coco") is problem("backbone.conv1.") is None
+    assert problem("backbone.conv1.kernel") is None
+    told = problem("backbone", "bacbone.conv1", "conv1")
+    assert "config.optimizer.frozen: 'bacbone.conv1', 'conv1': no parameter" in told
+    assert "did you mean backbone.conv1?" in told and "parts: backbone, queries" in told

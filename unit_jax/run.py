@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from unit_jax import outputs
+from unit_jax import fields, outputs
 from unit_jax import settings as settings_lib
 from unit_jax.data import choices, loader
 from unit_jax.data.prepared import PreparedData, read_lines
@@ -24,7 +24,7 @@ from unit_jax.models import flat
 from unit_jax.models.flat import Flat, Model
 from unit_jax.models.unit import Unit
 from unit_jax.runtime import checkpoints, distributed, partitioning
-from unit_jax.settings import ModelSettings, Settings, TrainSettings
+from unit_jax.settings import ModelSettings, OptimizerSettings, Settings, TrainSettings
 
 DEMO = "no data at hand? `make demo` generates its own and trains on it"
 
@@ -193,7 +193,27 @@ def open_run(config: Mapping[str, Any] | Settings, needs_initial_weights: bool =
     )
     check_batch_sizes(settings.train, mesh)
     graph, params, statistics = flat.abstract(lambda: _build(settings))
+    problem = check_frozen(settings.optimizer, params)
+    if problem:
+        raise ValueError(problem)
     return Run(settings, data, mesh, graph, *partitioning.abstract((params, statistics), mesh))
+
+
+def check_frozen(settings: OptimizerSettings, paths: Iterable[str]) -> str | None:
+    """What is wrong with `settings.frozen` for a model of these parameters; None = nothing."""
+    parts = {}  # ordered
+    for path in paths:
+        names = path.split(".")
+        parts |= dict.fromkeys(".".join(names[:depth]) for depth in range(1, len(names) + 1))
+    wrong = [name for name in settings.frozen if name.rstrip(".") not in parts]
+    if not wrong:
+        return None
+    near = ", ".join(filter(None, (fields.nearest(name, parts) for name in wrong)))
+    return (
+        f"config.optimizer.frozen: {', '.join(map(repr, wrong))}: no parameter of the model, nor a "
+        f"part that holds some{near and f'; did you mean {near}?'} "
+        f"(parts: {', '.join(name for name in parts if '.' not in name)})"
+    )
 
 
 def check_batch_sizes(settings: TrainSettings, mesh) -> None:

@@ -437,6 +437,25 @@ def build(cls: type, values: Mapping, where: str = "config") -> Any:
     return built
 
 
+def from_saved(saved: Mapping[str, Any]) -> Settings:
+    """The settings that a checkpoint's metadata hold, made by this version or another.
+
+    Settings that came later take their defaults; what this version does not know is left out.
+
+    Raises:
+      ValueError: a value is none that this version can use.
+    """
+    known = fields.known(Settings, fields.plain(saved))
+    ratios = known.pop("ratios", {})
+    of_task = [field.name for field in dataclasses.fields(tasks_lib.TaskSpec)][1:]
+    known["tasks"] = {
+        name: {"ratio": ratios.get(name, 1.0)}
+        | {key: value for key, value in spec.items() if key in of_task}
+        for name, spec in known.get("tasks", {}).items()
+    }
+    return from_config(known)
+
+
 def defaults() -> dict[str, Any]:
     """All settings at their defaults, as a nested dict that a config may change; no tasks."""
     config = dataclasses.asdict(Settings())
