@@ -117,6 +117,26 @@ def test_eval_mode_prints_the_same_numbers(data_dir, finished, tmp_path):
     assert lines[0] == "index\tprediction" and len(lines) == 1 + len(run.data.split("qqp", "val"))
 
 
+def test_training_stops_early_and_reports_the_best(data_dir, tmp_path, capsys):
+    """Without a learning rate nothing gets better than the first evaluation."""
+    config = tiny.values(data_dir, ("qqp",))
+    config["train"].update(eval_every=1, checkpoint_every=10, stop_after=2)
+    config["optimizer"].update(learning_rate=1e-12, backbone_learning_rate=1e-12)
+    log = _train(config, tmp_path / "run")
+    assert max(record["step"] for record in log) == 3
+    told = capsys.readouterr().out
+    assert "ended after step 3: 2 evaluations without better qqp/accuracy" in told
+    assert "the report is the best checkpoint's: qqp/accuracy" in told
+    assert {p.name for p in (tmp_path / "run/checkpoints").iterdir()} == {"1", "3"}
+    assert _train(config, tmp_path / "run") == log  # again: only its report
+    assert "continuing" not in capsys.readouterr().out
+    workdir, settings = epath.Path(tmp_path / "run"), run_lib.open_run(config).settings
+    best = workdir / "checkpoints" / "1"
+    assert run_lib.located(epath.Path("best"), workdir, settings) == best
+    assert run_lib.located(workdir / "best", epath.Path("elsewhere"), settings) == best
+    assert run_lib.located(best, workdir, settings) == best
+
+
 def test_predictions_for_test_splits(data_dir, finished, tmp_path):
     """Official test files are added to the demo's; a checkpoint predicts what servers take."""
     source = tmp_path / "source"

@@ -23,7 +23,10 @@ MODE = flags.DEFINE_enum(
     "train (continues from the newest checkpoint), eval, or predict (files and a picture).",
 )
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "eval, predict: a working folder or a step's folder; default --workdir."
+    "checkpoint",
+    None,
+    "eval, predict: a working folder, a step's folder, or best (of --workdir; FOLDER/best: of "
+    "another one); default --workdir.",
 )
 SPLIT = flags.DEFINE_string("split", "val", "eval, predict: which splits, with commas.")
 TASKS = flags.DEFINE_string("tasks", "", "eval, predict: which tasks, with commas; default all.")
@@ -67,7 +70,7 @@ def main(argv: list[str]) -> int:
             with paths.reaching("--workdir" if training else "--checkpoint", checkpoint):
                 fresh = training and not checkpoints.exist(workdir)
                 if not training:
-                    checkpoints.locate(checkpoint)
+                    checkpoint = run_lib.located(checkpoint, workdir, settings)
             run = run_lib.open_run(settings, needs_initial_weights=fresh)
         distributed.check_workdir(workdir)
         command = {"--mode": MODE.value, "--checkpoint": str(checkpoint), "--split": SPLIT.value}

@@ -323,6 +323,21 @@ def best_metric(settings: Settings) -> str:
     return f"{name}/{outputs.room(settings.tasks[name]).headline}"
 
 
+def located(checkpoint: epath.Path, workdir: epath.Path, settings: Settings) -> epath.Path:
+    """The checkpoint that a command asks for: itself, or for `best` (of the working folder, or
+    FOLDER/best) the step's folder with the highest `best_metric`.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if checkpoint.name != "best" or checkpoint.exists():
+        checkpoints.locate(checkpoint)
+        return checkpoint
+    folder = workdir if checkpoint == epath.Path("best") else checkpoint.parent
+    step = checkpoints.best_step(folder, best_metric(settings))
+    return folder / checkpoints.FOLDER / str(step)
+
+
 def _has_text(data: PreparedData) -> bool:
     return "vocabulary" in data.manifest
 

@@ -25,6 +25,7 @@ from unit_jax.interop.rules import (
     Rule,
     RuleTable,
 )
+from unit_jax.models.flat import task_of
 
 # Our task: MMF's group of data sets and its name there.
 DATASETS = {
@@ -173,16 +174,10 @@ def import_tasks(
     """Like `import_state` for a model of fewer tasks than the file's: (arrays, the tasks that were
     left aside)."""
     arrays, unknown = to_ours_partly(state)
-    wanted = {_task(path) for path in expected}
-    skipped = {_task(path) for path in arrays} - wanted
-    arrays = {path: array for path, array in arrays.items() if _task(path) in wanted | {""}}
+    wanted = {task_of(path) for path in expected}
+    skipped = {task_of(path) for path in arrays} - wanted
+    arrays = {path: array for path, array in arrays.items() if task_of(path) in wanted | {""}}
     return _complete(arrays, unknown, expected), tuple(t for t in DATASETS if t in skipped)
-
-
-def _task(path: str) -> str:
-    """The task that one of our paths belongs to; "" = all."""
-    part, _, rest = path.partition(".")
-    return rest.partition(".")[0] if part in ("heads", "queries", "decoders") else ""
 
 
 def _complete(arrays: Arrays, unknown: list[str], expected: Mapping[str, np.ndarray]) -> Arrays:

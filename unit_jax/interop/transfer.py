@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from unit_jax.interop.sources import Arrays, Source, TaskFacts
+from unit_jax.models.flat import task_of
 from unit_jax.tasks import PUBLISHED
 
 # Last layers of heads, by the axis of the classes; those of objects have "no object" last.
@@ -79,7 +80,7 @@ def fit(source: Source, fresh: Mapping[str, np.ndarray], model: Model) -> Fitted
     shown: dict[str, list[str]] = {}
     for path, origin in origins.items():
         old, new = source.arrays[origin], fresh[path]
-        told = shown.setdefault(_task_of(path), [])
+        told = shown.setdefault(task_of(path), [])
         pairs = _pairs(path, old, new, donors, source, model, told, lines)
         if pairs is None:
             if old.shape == new.shape:
@@ -111,7 +112,7 @@ def fit(source: Source, fresh: Mapping[str, np.ndarray], model: Model) -> Fitted
         f"{name} starts from {donors[name]}" + (": " if what else "") + "; ".join(what)
         for name, what in ((name, list(dict.fromkeys(shown.get(name, [])))) for name in donors)
         if donors[name] and (what or donors[name] != name)
-        if any(_task_of(path) == name for path in arrays)
+        if any(task_of(path) == name for path in arrays)
     ]
     left = tuple(path for path in source.arrays if path not in used)
     return Fitted(arrays, tuple(partly), left, (*tasks, *dict.fromkeys(lines)))
@@ -207,7 +208,7 @@ def _class_pairs(path, old, new, donors, source: Source, model: Model, told: lis
     layer = next(filter(None, _CLASSES.fullmatch(path).groups()))
     axis = 0 if layer == "attributes" else new.ndim - 1
     objects = layer != "labels"
-    task = _task_of(path)
+    task = task_of(path)
     theirs, ours = source.tasks.get(donors[task]), model.tasks[task]
     old_count, new_count = (array.shape[axis] - objects for array in (old, new))
     named = theirs and len(theirs.labels) == old_count and len(ours.labels) == new_count
@@ -272,14 +273,9 @@ def _word_rows(old, new, source: Source, model: Model, lines: list):
     return 0, np.arange(0), np.arange(0)
 
 
-def _task_of(path: str) -> str:
-    part, _, rest = path.partition(".")
-    return rest.partition(".")[0] if part in ("heads", "queries", "decoders") else ""
-
-
 def _component(path: str) -> str:
     """What goes over as a whole or not at all where it does not fit."""
-    task = _task_of(path)
+    task = task_of(path)
     return ".".join(path.split(".")[:2]) if task else path.split(".")[0]
 
 

@@ -52,6 +52,12 @@ def abstract(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, Flat, Flat]
     return graphs[0], params, rest
 
 
+def task_of(path: str) -> str:
+    """The task that a parameter belongs to; "" = to all."""
+    part, _, rest = path.partition(".")
+    return rest.partition(".")[0] if part in ("heads", "queries", "decoders") else ""
+
+
 def _flatten(state: nnx.State) -> Flat:
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 

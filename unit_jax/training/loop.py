@@ -1,6 +1,7 @@
 """The loop around the train step: data, logs, evaluation, checkpoints, interrupts."""
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -16,7 +17,8 @@ from unit_jax.evaluation import closing, report
 from unit_jax.evaluation.evaluate import evaluate
 from unit_jax.evaluation.step import Predictor
 from unit_jax.runtime import distributed, partitioning
-from unit_jax.runtime.checkpoints import FOLDER, Checkpoints
+from unit_jax.runtime.checkpoints import FOLDER, Checkpoints, best_step
+from unit_jax.training import best as best_lib
 from unit_jax.training import compilation
 from unit_jax.training import optimizer as optim
 from unit_jax.training.run_log import RunLog
@@ -67,7 +69,9 @@ def train(
 ) -> int:
     """Trains to `train.steps`, from the newest checkpoint of `workdir` if there is one.
 
-    Evaluates and saves on their cadences and ends with the report. Ctrl-C or SIGTERM saves after
+    Evaluates and saves on their cadences and ends with the report. `train.stop_after` may end it
+    before, see `best`; then, and with `train.report_best`, the report is the best checkpoint's,
+    which is saved whatever the cadence. Ctrl-C or SIGTERM saves after
     the step at hand (of several processes: after the next one that is logged, as all must stop at
     the same) and returns 130; a run that is finished prints its report again.
     """
@@ -78,9 +82,12 @@ def train(
         workdir / FOLDER, settings.max_to_keep, run_lib.best_metric(run.settings)
     )
     with contextlib.closing(checkpoints):
-        if checkpoints.latest_step() == settings.steps and (workdir / report.FILE).exists():
-            where = f"{checkpoints.directory}/{settings.steps}"
-            run.check_metadata(checkpoints.metadata(settings.steps), where)
+        newest = checkpoints.latest_step() or 0
+        best = best_lib.Best(run_lib.best_metric(run.settings), settings.stop_after)
+        best_lib.recall(best, workdir, newest)
+        enough = distributed.any_process(best.exhausted)
+        if (newest == settings.steps or enough) and (workdir / report.FILE).exists():
+            run.check_metadata(checkpoints.metadata(newest), f"{checkpoints.directory}/{newest}")
             if distributed.is_first():
                 report.show(workdir)
             return 0
@@ -99,7 +106,7 @@ def train(
             if settings.compile_ahead and step < settings.steps:
                 compile_ahead(run, train_step, predictor, state, log)
             stop = False
-            while step < settings.steps and not stop:
+            while step < settings.steps and not stop and not enough:
                 batch = partitioning.to_devices(next(batches), run.mesh)
                 with log.program(("train", batch.task, batch.bucket)):
                     state, logs = train_step(state, batch)
@@ -109,14 +116,16 @@ def train(
                 last = step == settings.steps
                 if jax.process_count() == 1 or step % settings.log_every == 0:
                     stop = distributed.any_process(asked.is_set())
-                evaluation = None
+                evaluation, keep = None, False
                 if step % settings.eval_every == 0 or last:
                     log.flush(step)
                     with log.program("evaluate"):
                         evaluation = evaluate(run, predictor.of(state.model))
                     log.write(step, evaluation.metrics)
+                    keep = best.add(step, evaluation.metrics) and reports_best(run)
+                    enough = distributed.any_process(best.exhausted)
                     log.restart_clock()
-                if step % settings.checkpoint_every == 0 or last or stop:
+                if step % settings.checkpoint_every == 0 or last or stop or keep or enough:
                     log.flush(step)  # too many bad steps end the run before it is saved
                     save(checkpoints, run, step, state, evaluation and evaluation.metrics)
                     log.sync()
@@ -125,12 +134,25 @@ def train(
                 f"{log.compiled.programs} programs compiled in {log.compiled.seconds:.0f} s, "
                 f"{log.recompilations} of them after warm-up"
             )
-    if step < settings.steps:
+    if step < settings.steps and not enough:
         if distributed.is_first():
             print(f"stopped after step {step}, which is saved; the same command goes on from there")
         return 130
-    closing.write_report(run, predictor.of(state.model), workdir, evaluation=evaluation)
+    if enough and distributed.is_first():
+        print(f"ended after step {step}: {settings.stop_after} evaluations without better {best}")
+    model = state.model
+    if reports_best(run) and best.value > -math.inf and best.step != step:
+        if distributed.is_first():
+            print(f"the report is the best checkpoint's: {best}")
+        step = best_step(workdir, best.metric)
+        model, evaluation = run.restored_model(workdir / FOLDER / str(step)), None
+    closing.write_report(run, predictor.of(model), workdir, evaluation=evaluation)
     return 0
+
+
+def reports_best(run: run_lib.Run) -> bool:
+    """Whether the report is that of the best checkpoint."""
+    return run.settings.train.report_best or run.settings.train.stop_after > 0
 
 
 def compile_ahead(
