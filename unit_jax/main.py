@@ -29,6 +29,9 @@ CHECKPOINT = flags.DEFINE_string(
     "another one); default --workdir.",
 )
 SPLIT = flags.DEFINE_string("split", "val", "eval, predict: which splits, with commas.")
+DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "train: shows what would be trained, and about how long, and ends."
+)
 TASKS = flags.DEFINE_string("tasks", "", "eval, predict: which tasks, with commas; default all.")
 
 
@@ -54,7 +57,7 @@ def main(argv: list[str]) -> int:
     from unit_jax import run as run_lib
     from unit_jax.evaluation import closing, submissions
     from unit_jax.runtime import checkpoints, distributed
-    from unit_jax.training import compilation, loop
+    from unit_jax.training import compilation, dry_run, loop
 
     training = MODE.value == "train"
     try:
@@ -78,9 +81,11 @@ def main(argv: list[str]) -> int:
         distributed.check_agreement({**command, **run.facts()})
         compilation.keep_programs(workdir / "compilation_cache")
         with distributed.LastWords(workdir / checkpoints.FOLDER) as last_words:
-            if training:
+            if training and DRY_RUN.value:
+                dry_run.dry_run(run, workdir)
+            elif training:
                 return loop.train(run, workdir, last_words)
-            if MODE.value == "eval":
+            elif MODE.value == "eval":
                 closing.evaluate_checkpoint(run, checkpoint, workdir, SPLIT.value)
             else:
                 submissions.predict_checkpoint(run, checkpoint, workdir, SPLIT.value)

@@ -22,7 +22,7 @@ from etils import epath
 
 from unit_jax.interop import coco_classes, detr, mmf, torch_files
 from unit_jax.runtime import checkpoints
-from unit_jax.tasks import PUBLISHED
+from unit_jax.tasks import KINDS, PUBLISHED
 
 Arrays = dict[str, np.ndarray]
 DEMO = "demo"  # name of the weights that come with the package
@@ -128,13 +128,7 @@ def saved_tasks(metadata: Mapping[str, Any]) -> dict[str, TaskFacts]:
     found = {}
     for name, values in metadata.get("settings", {}).get("tasks", {}).items():
         # Tasks had a kind before they had inputs.
-        kind = values.get("kind") or ""
-        inputs = values.get("inputs") or {
-            "detection": ("image",),
-            "image": ("image",),
-            "vision_language": ("image", "text"),
-            "language": ("text",),
-        }.get(kind, ())
+        inputs = values.get("inputs") or KINDS.get(values.get("kind"), {}).get("inputs", ())
         names = tuple(labels.get(name, ()))
         index = int(values.get("index", 0))
         found[name] = TaskFacts(index, "image" in inputs, "text" in inputs, names)
