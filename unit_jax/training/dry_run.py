@@ -22,6 +22,7 @@ from unit_jax.models.flat import Flat
 from unit_jax.outputs import drawing
 from unit_jax.outputs.objects.targets import ObjectTargets
 from unit_jax.runtime import distributed, partitioning
+from unit_jax.training import loop
 from unit_jax.training import optimizer as optim
 from unit_jax.training.step import TrainState, TrainStep
 
@@ -42,15 +43,13 @@ def dry_run(run: run_lib.Run, workdir: epath.Path) -> None:
     """
     settings, first = run.settings, distributed.is_first()
     optimizer = optim.Optimizer(settings.optimizer, settings.train.steps)
-    model = run.initial_model()
-    init = jax.jit(optimizer.init)
-    state = TrainState(*model, optimizer=init(model.params))
+    state = loop.fresh_state(run, optimizer)
     if first:
         console = Console()
         console.print(_tasks(run))
         for name in run.settings.tasks:
             console.print(f"{name}: {_classes(run, name)}", soft_wrap=True, highlight=False)
-        for line in _plan(run, model.params, optimizer):
+        for line in _plan(run, state.params, optimizer):
             console.print(line, soft_wrap=True, highlight=False)
     examples = _examples(run)
     if first:
@@ -103,12 +102,12 @@ def _plan(run: run_lib.Run, params: Flat, optimizer: optim.Optimizer) -> Iterato
     examples = sum(len(run.data.split(t, "train")) for t in settings.tasks if settings.ratios[t])
     yield (
         f"{train.steps} steps of {train.batch_size} examples, "
-        f"{train.steps * train.batch_size / examples:.1f} passes over {examples}; evaluation every "
+        f"{train.steps * train.batch_size / examples:.3g} passes over {examples}; evaluation every "
         f"{train.eval_every}, checkpoint every {train.checkpoint_every} steps"
     )
     shapes = loader.shapes(settings, run.data, "train")
     told = Counter("x".join(map(str, bucket)) for _, bucket in shapes)
-    yield f"shapes that batches are padded to: {', '.join(told)} ({len(shapes)} programs or pairs)"
+    yield f"shapes that batches are padded to: {', '.join(told)} ({len(shapes)} with the tasks)"
     sizes = {path: math.prod(array.shape) for path, array in params.items()}
     frozen = sum(size for path, size in sizes.items() if optimizer.is_frozen(path))
     yield (
@@ -141,7 +140,7 @@ def draw(run: run_lib.Run, examples: dict[str, list[tuple[Batch, int]]], path: e
         row[0].set_title(task, loc="left", weight="bold", color=drawing.INK)
         for ax, (batch, place) in zip(row, of_task, strict=False):
             _example(ax, run, task, batch, place)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.98))
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     path.write_bytes(buffer.getvalue())
@@ -189,12 +188,14 @@ def _time(run: run_lib.Run, state: TrainState, optimizer: optim.Optimizer) -> It
     with loader.train_batches(settings, run.data, 0, places) as batches:
         batch = partitioning.to_devices(next(batches), run.mesh)
         start = time.perf_counter()
-        state, logs = jax.block_until_ready(step(state, batch))
+        state, _ = jax.block_until_ready(step(state, batch))
         compiled = time.perf_counter() - start
+        state, _ = jax.block_until_ready(step(state, batch))
         start = time.perf_counter()
         for _ in range(_TIMED):
             state, logs = step(state, batch)
-        jax.block_until_ready((state, logs))
+            jax.block_until_ready(logs)
+        jax.block_until_ready(state)
         seconds = (time.perf_counter() - start) / _TIMED
     shapes = len(loader.shapes(settings, run.data, "train"))
     total = seconds * settings.train.steps

@@ -33,10 +33,7 @@ def start(run: run_lib.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints
         or was not left by training; or a file of `init_from` is missing or does not fit.
     """
     if checkpoints.latest_step() is None:
-        model = run.initial_model()
-        moments = jax.eval_shape(optimizer.init, model.params)
-        init = jax.jit(optimizer.init, out_shardings=partitioning.shardings(moments, run.mesh))
-        return TrainState(*model, optimizer=init(model.params))
+        return fresh_state(run, optimizer)
     target = abstract_state(run, optimizer)
 
     def read(step: int) -> TrainState:
@@ -55,6 +52,14 @@ def start(run: run_lib.Run, optimizer: optim.Optimizer, checkpoints: Checkpoints
     if distributed.is_first():
         print(f"continuing from step {step} in {checkpoints.directory}")
     return state
+
+
+def fresh_state(run: run_lib.Run, optimizer: optim.Optimizer) -> TrainState:
+    """What a fresh run starts from; tells which weights of `init_from` are in it."""
+    model = run.initial_model()
+    moments = jax.eval_shape(optimizer.init, model.params)
+    init = jax.jit(optimizer.init, out_shardings=partitioning.shardings(moments, run.mesh))
+    return TrainState(*model, optimizer=init(model.params))
 
 
 def abstract_state(run: run_lib.Run, optimizer: optim.Optimizer) -> TrainState:
