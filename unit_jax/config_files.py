@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unit_jax import fields, tasks
+from unit_jax import fields, own_data, tasks
 from unit_jax.settings import Settings, from_config
 
 SHIPPED = pathlib.Path(__file__).with_name("configs")
@@ -33,9 +33,15 @@ def read(name: str, changes: Mapping[str, Any] | None = None) -> Settings:
     config = load(name)
     if not hasattr(config, "unlocked"):  # no ConfigDict
         config = fields.plain(config)
-        return from_config(config, change(config, changes or {}))
-    with config.unlocked(), config.ignore_type():
         problems = change(config, changes or {})
+    else:
+        with config.unlocked(), config.ignore_type():
+            problems = change(config, changes or {})
+        config = fields.plain(config)
+    data = config.get("data")
+    if isinstance(data, dict) and "own" in data:
+        folder = find(name.partition(":")[0]).parent
+        data["own"] = own_data.with_absolute_paths(data["own"], folder)
     return from_config(config, problems)
 
 

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from unit_jax import fields, outputs
 from unit_jax import settings as settings_lib
 from unit_jax.data import choices, loader
-from unit_jax.data.prepared import PreparedData, read_lines
+from unit_jax.data.own import prepare as own
+from unit_jax.data.prepared import PreparedData, fingerprint, read_lines
 from unit_jax.interop import init_from, sources, transfer
 from unit_jax.models import flat
 from unit_jax.models.flat import Flat, Model
@@ -152,12 +153,12 @@ class Run:
                 f"{where} was made by another model: {told}; use its config"
                 f"{flags and f' (here: {flags})'}, or another --workdir"
             )
-        for name, fingerprint in fingerprints(self.data).items():
-            saved = metadata.get("data", {}).get(name, fingerprint)
-            if saved != fingerprint:
+        for name, now in fingerprints(self.data).items():
+            saved = metadata.get("data", {}).get(name, now)
+            if saved != now:
                 raise ValueError(
                     f"{where} was made with another {name} ({saved[:12]}) than that of "
-                    f"{self.settings.data.data_dir} ({fingerprint[:12]}); prepare the data with "
+                    f"{self.settings.data.data_dir} ({now[:12]}); prepare the data with "
                     "the same one, or use another --workdir"
                 )
 
@@ -173,6 +174,7 @@ def open_run(config: Mapping[str, Any] | Settings, needs_initial_weights: bool =
       ValueError: one message with everything that is wrong or missing, and what to do.
     """
     settings = settings_lib.from_config(config)
+    prepare_own(settings)
     problems = []
     try:
         data = PreparedData(
@@ -231,8 +233,48 @@ def check_batch_sizes(settings: TrainSettings, mesh) -> None:
     partitioning.check_batch_size(name, settings.batch_size // parts, mesh)
 
 
+def prepare_own(settings: Settings) -> list[own.Summary]:
+    """Prepares the data sets of `config.data.own` that are not prepared, or whose files changed;
+    the first process tells what it found.
+
+    Raises:
+      ValueError: a line for each that cannot be prepared.
+    """
+    data, first = settings.data, distributed.is_first()
+    summaries = own.prepare(
+        data.own,
+        data.data_dir,
+        data.vocabulary,
+        also_vocabularies=[settings.init_from.text_encoder],
+        progress=first,
+    )
+    if first:
+        own.show(summaries)
+    return summaries
+
+
 def with_label_counts(settings: Settings, data: PreparedData) -> Settings:
-    """Fills in what the prepared data knows: label, attribute and vocabulary counts."""
+    """Fills in what the prepared data knows: label, attribute and vocabulary counts.
+
+    Raises:
+      ValueError: the config says another number of classes of a data set of one's own, or fewer
+        rows of the word embedding than the vocabulary has.
+    """
+    wrong = [
+        f"config.tasks.{name}.num_labels: {spec.num_labels}, but {name} has "
+        f"{data.num_labels(name)} classes ({_shortened(data.label_names(name))}); take the setting "
+        "away, or correct the files"
+        for name, spec in settings.tasks.items()
+        if name in settings.data.own and spec.num_labels not in (0, data.num_labels(name))
+    ]
+    rows, needed = settings.model.text_encoder.vocab_size, _vocabulary_size(data)
+    if 0 < rows < needed:
+        wrong.append(
+            f"config.model.text_encoder.vocab_size: {rows} is less than the {needed} tokens of "
+            f"{data.vocabulary_path}; use 0, which takes as many"
+        )
+    if wrong:
+        raise ValueError("; ".join(wrong))
     specs = {
         name: dataclasses.replace(
             spec,
@@ -248,6 +290,10 @@ def with_label_counts(settings: Settings, data: PreparedData) -> Settings:
     return dataclasses.replace(settings, tasks=specs, model=model)
 
 
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+
 def fingerprints(data: PreparedData) -> dict[str, str]:
     """SHA-256 of what gives token ids and labels their meaning."""
     found = {"vocabulary": data.manifest["vocabulary"]["sha256"]} if _has_text(data) else {}
@@ -255,6 +301,9 @@ def fingerprints(data: PreparedData) -> dict[str, str]:
         answers = data.manifest["datasets"][task].get("answers")
         if answers:
             found[f"{task} answer list"] = answers["sha256"]
+        elif "own" in data.manifest["datasets"][task]:  # the published ones' never change
+            names = "\n".join(data.label_names(task)).encode()
+            found[f"{task} list of classes"] = fingerprint(names)
     return found
 
 

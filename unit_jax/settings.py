@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from unit_jax import fields
+from unit_jax import fields, own_data
 from unit_jax import tasks as tasks_lib
 from unit_jax.fields import group, setting
 
@@ -192,6 +192,12 @@ class DataSettings:
     """Prepared data and how batches are made of them."""
 
     data_dir: str = setting("data", "folder of the prepared data", local=True)
+    own: dict[str, Any] = group(
+        dict,
+        'data sets of one\'s own, by name: {"format": ..., "train": PATH, ...}; see '
+        "docs/own_data.md. Paths are relative to the config file's folder",
+        local=True,
+    )
     vocabulary: str = setting(
         "bert-base-uncased",
         'hub name, folder or vocab.txt; "" = the vocab.txt of data_dir',
@@ -391,7 +397,7 @@ def from_config(config: Mapping | Settings, problems: Sequence[str] = ()) -> Set
     reader = fields.Reader(Settings)
     reader.problems += problems
     config = fields.plain(config)
-    specs, ratios = _tasks(config.pop("tasks", {}), reader)
+    specs, ratios = _tasks(_with_own(config.pop("tasks", {}), config, reader), reader)
     settings = reader.read(Settings, config, "config", dict(tasks=specs, ratios=ratios))
     for places, problem in _misfits(settings):
         if not reader.wrong & {f"config.{place}" for place in places}:
@@ -489,6 +495,35 @@ def _raise(problems: Sequence[str]) -> None:
         raise ValueError(problems[0])
     if problems:
         raise ValueError("the config has problems:\n  " + "\n  ".join(problems))
+
+
+def _with_own(selected: Any, config: Mapping[str, Any], reader: fields.Reader) -> Any:
+    """The selected tasks and those of `config.data.own`, which need no entry of their own."""
+    own = _at(config, "data.own", {})
+    wrong = own_data.problems(own)
+    reader.problems += wrong
+    if wrong or not own or not isinstance(selected, Mapping):
+        return selected
+    longest = _at(config, "model.text_encoder.max_positions", TextEncoderSettings.max_positions)
+    longest = longest if isinstance(longest, int) else TextEncoderSettings.max_positions
+    for name in own:
+        if name in tasks_lib.PUBLISHED:
+            reader.problem(
+                f"config.data.own.{name}", "a published data set has this name; choose another one"
+            )
+    found = dict(selected)
+    for name, options in own.items():
+        given = found.get(name, {})
+        if isinstance(given, Mapping):
+            found[name] = {**own_data.task(options, longest, given), **given}
+    return found
+
+
+def _at(config: Any, name: str, default: Any) -> Any:
+    """The value at a dotted name, where the config gives one."""
+    for part in name.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return default if config is None else config
 
 
 def _tasks(

@@ -74,6 +74,7 @@ def deep() -> PIL.Image.Image:
     return PIL.Image.fromarray(np.linspace(0, 65535, 48 * 32).reshape(48, 32).astype(np.uint16))
 
 
+HUGE = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x7f\xff\0\0\x7f\xff\x08\x02\0\0\0" + b"\0" * 64
 LEFT_OUT = {("broken image", "skipped"): 1, ("missing image", "skipped"): 1}
 
 
@@ -84,6 +85,7 @@ LEFT_OUT = {("broken image", "skipped"): 1, ("missing image", "skipped"): 1}
         pytest.param(b"", LEFT_OUT, id="empty"),
         pytest.param(b"<html>404</html>", LEFT_OUT, id="a web page"),
         pytest.param(WHOLE[:200] + b"\0" * 9, LEFT_OUT, id="broken header"),
+        pytest.param(HUGE, LEFT_OUT, id="of a billion pixels"),
         pytest.param(None, {("missing image", "skipped"): 1}, id="missing"),
         pytest.param(
             official.jpeg((32, 48), mode="L"), {("colour mode", "kept"): 1}, id="greyscale"

@@ -124,7 +124,7 @@ def prepare(
         if settings.overwrite or not _is_finished(data_dir, manifest, family)
     ]
     _check_files(source, todo, families)
-    writer = _Writer(data_dir, settings, compare_counts=not (source / world.DONE).exists())
+    writer = Writer(data_dir, settings, compare_counts=not (source / world.DONE).exists())
     if any(task.has_text for task in chosen):
         writer.store_vocabulary(source)
     for family in families:
@@ -185,12 +185,12 @@ def _check_files(
         )
 
 
-class _Writer:
+class Writer:
     """Writes data sets into a data folder and keeps its manifest."""
 
     def __init__(self, data_dir: pathlib.Path, settings: Settings, compare_counts: bool):
         self._compare_counts = compare_counts  # the demo's are its own
-        self._data_dir = data_dir
+        self.data_dir = data_dir
         self._settings = settings
         data_dir.mkdir(parents=True, exist_ok=True)
         self.manifest = prepared.read_manifest(data_dir)
@@ -213,23 +213,29 @@ class _Writer:
         sha256 = prepared.fingerprint(content)
         if known and known["sha256"] != sha256 and not self._settings.overwrite:
             raise ValueError(
-                f"{self._data_dir} was prepared with the vocabulary {known['name']}, "
+                f"{self.data_dir} was prepared with the vocabulary {known['name']}, "
                 f"{name or own} is another; use another --data_dir, or --overwrite"
             )
-        _replace(self._data_dir / "vocab.txt", content)
-        size = len(prepared.read_lines(self._data_dir / "vocab.txt"))
-        entry = {"name": name or "vocab.txt", "sha256": sha256, "size": size}
-        self._save_manifest(vocabulary=entry)
+        self.add_vocabulary(name or "vocab.txt", content)
+
+    def add_vocabulary(self, name: str, content: bytes, instead_of: str = ""):
+        """Stores a vocabulary, and the name of the one asked for where it is another."""
+        replace(self.data_dir / "vocab.txt", content)
+        size = len(prepared.read_lines(self.data_dir / "vocab.txt"))
+        entry = {"name": name, "sha256": prepared.fingerprint(content), "size": size}
+        if instead_of:
+            entry["instead_of"] = instead_of
+        self.save_manifest(vocabulary=entry)
 
     def write_images(self, family: images.Family, source: pathlib.Path):
         """Writes the image store of a family."""
-        with self._problems(family) as problems, self._bar(f"{family.name}: listing") as bar:
+        with self._problems(family) as problems, self.bar(f"{family.name}: listing") as bar:
             listed, counts = images.list_images(family, source)
             partial = self._partial(family.name, *images.published_counts(family, counts))
             records = images.ImageRecords(problems)
-            _restart(bar, family.name, len(listed))
+            restart(bar, family.name, len(listed))
             items = {prepared.IMAGE_SPLIT: base.Items(listed, bar, records)}
-            folder = self._write_records(family, family.features(), items, IMAGES_PER_SHARD)
+            folder = self.write_records(family, family.features(), items, IMAGES_PER_SHARD)
         facts = {
             "kind": "images",
             "sha256": records.sha256,
@@ -239,7 +245,7 @@ class _Writer:
         }
         splits = {prepared.IMAGE_SPLIT: {"count": len(records.keys)}}
         arrays = {prepared.IMAGE_SPLIT: records.index_arrays()}
-        self._finish(family, folder, splits, arrays, facts)
+        self.finish(family, folder, splits, arrays, facts)
 
     def write_task(self, task: base.RecordSource):
         """Reads and writes one data set."""
@@ -247,10 +253,10 @@ class _Writer:
         if task.image_family:
             family = images.family_of(task).name
             entry = self.manifest["datasets"][family]
-            folder = self._data_dir / family / entry["version"]
+            folder = self.data_dir / family / entry["version"]
             store = images.read_index(folder / f"index-{prepared.IMAGE_SPLIT}.npz")
             facts |= {"images": family, "images_sha256": entry["sha256"]}
-        with self._problems(task) as problems, self._bar(f"{task.name}: reading") as bar:
+        with self._problems(task) as problems, self.bar(f"{task.name}: reading") as bar:
             content = _in_schema(task.read(store, problems))
             partial = self._partial(task.name, content.listed, task.published)
             for split, records in content.splits.items():
@@ -259,9 +265,9 @@ class _Writer:
                     raise ValueError(
                         f"{task.name}: no usable example in {split}; faults: {counts or 'none'}"
                     )
-            _restart(bar, task.name, sum(map(len, content.splits.values())))
+            restart(bar, task.name, sum(map(len, content.splits.values())))
             items = {split: base.Items(rows, bar) for split, rows in content.splits.items()}
-            folder = self._write_records(task, task.all_features(), items, RECORDS_PER_SHARD)
+            folder = self.write_records(task, task.all_features(), items, RECORDS_PER_SHARD)
         splits, arrays = {}, {}
         for split, records in content.splits.items():
             arrays[split] = dict(content.index.get(split, {}))
@@ -270,11 +276,11 @@ class _Writer:
                     arrays[split][key] = np.array([row[key] for row in records], np.int32)
             splits[split] = {"count": len(records), "labelled": split not in content.unlabelled}
             if task.has_text and not task.image_family:
-                arrays[split]["num_tokens"] = self._count_tokens(records)
+                arrays[split]["num_tokens"] = self.count_tokens(records)
             if "num_objects" in arrays[split]:
                 splits[split]["max_objects"] = int(arrays[split]["num_objects"].max())
         for name, data in content.files.items():
-            _replace(self._data_dir / name, data)
+            replace(self.data_dir / name, data)
         if task.has_text and not task.image_family:
             facts["lengths_vocabulary"] = self.manifest["vocabulary"]["sha256"]
         facts |= content.facts
@@ -282,7 +288,7 @@ class _Writer:
         facts["source_files"] = [
             str(path.relative_to(task.source)) for path in task.required_files()
         ]
-        self._finish(task, folder, splits, arrays, facts)
+        self.finish(task, folder, splits, arrays, facts)
 
     def _partial(
         self, name: str, listed: Mapping[str, int], published: Mapping[str, int]
@@ -306,9 +312,9 @@ class _Writer:
             )
         return wrong
 
-    def _count_tokens(self, records: Sequence[base.Record]) -> np.ndarray:
+    def count_tokens(self, records: Sequence[base.Record]) -> np.ndarray:
         """Length of each record's text, with [CLS] and [SEP], before it is cut for a task."""
-        tokenizer = text.Tokenizer(self._data_dir / "vocab.txt")
+        tokenizer = text.Tokenizer(self.data_dir / "vocab.txt")
         counts = [
             len(ids)
             for start in range(0, len(records), RECORDS_PER_SHARD)
@@ -320,12 +326,12 @@ class _Writer:
         ]
         return np.asarray(counts, np.int32)
 
-    def _bar(self, description: str) -> tqdm:
+    def bar(self, description: str) -> tqdm:
         return tqdm(desc=description, unit=" records", disable=not self._settings.progress)
 
-    def _write_records(self, dataset, features, items, shard_size) -> pathlib.Path:
+    def write_records(self, dataset, features, items, shard_size) -> pathlib.Path:
         """Writes the TFDS dataset into a temporary place and returns its folder."""
-        place = self._data_dir / ".preparing"
+        place = self.data_dir / ".preparing"
         shutil.rmtree(place / dataset.name, ignore_errors=True)
         builder = base.RecordBuilder(
             dataset.name, dataset.version, place, features, items, shard_size
@@ -333,7 +339,7 @@ class _Writer:
         builder.write()
         return place / dataset.name / dataset.version
 
-    def _finish(
+    def finish(
         self,
         dataset: base.RecordSource | images.Family,
         folder: pathlib.Path,
@@ -353,11 +359,11 @@ class _Writer:
             "digests": {path.name: prepared.digest(path) for path in sorted(folder.iterdir())},
         }
         others = {k: v for k, v in self.manifest["datasets"].items() if k != dataset.name}
-        self._save_manifest(datasets=others)
-        shutil.rmtree(self._data_dir / dataset.name, ignore_errors=True)
-        folder.parent.rename(self._data_dir / dataset.name)
-        shutil.rmtree(self._data_dir / ".preparing")
-        self._save_manifest(datasets={**others, dataset.name: entry})
+        self.save_manifest(datasets=others)
+        shutil.rmtree(self.data_dir / dataset.name, ignore_errors=True)
+        folder.parent.rename(self.data_dir / dataset.name)
+        shutil.rmtree(self.data_dir / ".preparing")
+        self.save_manifest(datasets={**others, dataset.name: entry})
 
     @contextlib.contextmanager
     def _problems(self, dataset: base.RecordSource | images.Family) -> Iterator[base.Problems]:
@@ -366,19 +372,19 @@ class _Writer:
         try:
             yield problems
         finally:
-            self._save_problems(problems)
+            self.save_problems(problems)
 
-    def _save_manifest(self, **changes):
+    def save_manifest(self, **changes):
         self.manifest = {**self.manifest, **changes}
         content = json.dumps(self.manifest, indent=1) + "\n"
-        _replace(self._data_dir / prepared.MANIFEST, content.encode())
+        replace(self.data_dir / prepared.MANIFEST, content.encode())
 
-    def _save_problems(self, problems: base.Problems):
-        path = self._data_dir / "problems.jsonl"
+    def save_problems(self, problems: base.Problems):
+        path = self.data_dir / "problems.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         lines = [line for line in lines if json.loads(line)["dataset"] != problems.dataset]
         lines += [json.dumps(dataclasses.asdict(problem)) for problem in problems.found]
-        _replace(path, "".join(f"{line}\n" for line in lines).encode())
+        replace(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _in_schema(content: base.Content) -> base.Content:
@@ -431,12 +437,13 @@ def _summary(data_dir: pathlib.Path, manifest: dict, name: str, fresh: bool) -> 
     )
 
 
-def _restart(bar: tqdm, description: str, total: int):
+def restart(bar: tqdm, description: str, total: int):
+    """Begins a progress bar anew."""
     bar.set_description_str(description, refresh=False)
     bar.reset(total)
 
 
-def _replace(path: pathlib.Path, content: bytes):
+def replace(path: pathlib.Path, content: bytes):
     """Writes a file whole or not at all."""
     temporary = path.with_name(path.name + ".new")
     temporary.write_bytes(content)

@@ -16,7 +16,10 @@ import hashlib
 import json
 import os
 import pathlib
+import socket
 import threading
+import urllib.parse
+import urllib.request
 from collections.abc import Iterable, Mapping
 from concurrent import futures
 from typing import Any
@@ -399,7 +402,8 @@ def _vocabulary_problems(data_dir: pathlib.Path, manifest: dict, asked: str) -> 
     if fingerprint(path.read_bytes()) != known["sha256"]:
         return [f"vocabulary: {path} is not the file that was stored when preparing"]
     # A hub name need not be looked up again; a path is compared by its content.
-    if not asked or (asked == known["name"] and not os.path.exists(asked)):
+    names = known["name"], known.get("instead_of")
+    if not asked or (asked in names and not os.path.exists(asked)):
         return []
     try:
         same = fingerprint(read_vocabulary(asked)) == known["sha256"]
@@ -461,6 +465,9 @@ def _download_vocabulary(name: str) -> bytes:
     import huggingface_hub  # a file or folder needs no hub
 
     try:
+        host = urllib.parse.urlparse(huggingface_hub.constants.ENDPOINT).hostname
+        if not urllib.request.getproxies():
+            socket.getaddrinfo(host, 443)  # without a network it tries for half a minute
         return pathlib.Path(huggingface_hub.hf_hub_download(name, "vocab.txt")).read_bytes()
     except Exception as error:  # network, hub and cache raise many kinds
         raise ValueError(

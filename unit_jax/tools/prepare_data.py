@@ -1,15 +1,21 @@
-"""Prepares data sets for training: official files in, checked ArrayRecord files out.
+"""Prepares data sets for training: files in, checked ArrayRecord files out.
 
 python tools/prepare_data.py --source DIR --data_dir DIR [--datasets coco,vqa2]
+python tools/prepare_data.py --config FILE.py [--data_dir DIR] [--summary OUT.json]
 """
 
 import argparse
+import json
+import pathlib
 import sys
 
 import rich
 import rich.table
 
+from unit_jax import config_files
 from unit_jax.data import prepare
+from unit_jax.data.own import prepare as own
+from unit_jax.data.own import report
 from unit_jax.data.sources import base
 
 
@@ -20,12 +26,14 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--source", required=True, help="folder with the official files, a folder per data set")
-    add("--data_dir", required=True, help="folder for the prepared data")
+    add("--source", default="", help="folder with the official files, a folder per data set")
+    add("--config", default="", help="FILE.py[:ARGUMENT] whose data.own is prepared")
+    add("--data_dir", default="", help="folder for the prepared data; empty: the config's")
+    add("--summary", default="", help="with --config: JSON file of counts and faults by split")
     add(
         "--datasets",
         default=",".join(prepare.SOURCES),
-        help="which, with commas; module:Class for a record source of your own",
+        help="which of the source, with commas; module:Class for a record source of your own",
     )
     add(
         "--vocabulary",
@@ -43,6 +51,19 @@ def main(arguments: list[str] | None = None) -> int:
     add("--min_answer_count", type=int, default=9, help="for an answer list built from VQAv2")
     add("--max_answers", type=int, default=3129, help="of such a list, unknown included")
     options = parser.parse_args(arguments)
+    try:
+        if options.config:
+            data_dir = prepare_own(
+                options.config, options.data_dir, options.summary, options.overwrite
+            )
+            if not options.source:
+                return 0
+            options.data_dir = data_dir
+        elif not options.source or not options.data_dir or options.summary:
+            raise ValueError("give --config FILE.py, or --source DIR and --data_dir DIR")
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     settings = prepare.Settings(
         vocabulary=options.vocabulary,
         overwrite=options.overwrite,
@@ -63,6 +84,35 @@ def main(arguments: list[str] | None = None) -> int:
         if row.partial:
             print(f"{row.name} is only a part of what was published: {'; '.join(row.partial)}")
     return 0
+
+
+def prepare_own(config: str, data_dir: str, summary: str, overwrite: bool) -> str:
+    """Prepares what a config declares in data.own; returns the folder.
+
+    Raises:
+      ValueError: the config or the data have problems.
+    """
+    settings = config_files.read(config, {"data.data_dir": data_dir} if data_dir else {})
+    if not settings.data.own:
+        raise ValueError(
+            f"--config={config}: it declares no data set in data.own (docs/own_data.md)"
+        )
+    summaries = own.prepare(
+        settings.data.own,
+        settings.data.data_dir,
+        settings.data.vocabulary,
+        also_vocabularies=[settings.init_from.text_encoder],
+        overwrite=overwrite,
+    )
+    own.show(summaries)
+    ready = [row.name for row in summaries if not row.fresh]
+    if ready:
+        print(f"prepared before, and its files are the same: {', '.join(ready)}")
+    print(f"{settings.data.data_dir}/{report.FILE} shows them")
+    if summary:
+        content = json.dumps({row.name: row.splits for row in summaries}, indent=1)
+        pathlib.Path(summary).write_text(content + "\n")
+    return settings.data.data_dir
 
 
 def table(rows: list[prepare.Summary], data_dir: str) -> rich.table.Table:

@@ -30,6 +30,13 @@ import tensorflow_datasets as tfds
 from unit_jax.data.sources import base
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
+MAX_PIXELS = 100_000_000  # of one image; a small file may unfold to any number
+
+
+def check_pixels(size: tuple[int, int]) -> None:
+    """Raises ValueError for an image of more than MAX_PIXELS, before it is decoded."""
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{size[0]}x{size[1]} are more than {MAX_PIXELS:,} pixels")
 
 
 def trailing_number(file_name: str) -> int | None:
@@ -193,10 +200,11 @@ def read_image(path: pathlib.Path) -> ReadImage:
         raise ValueError("the file is empty")
     try:
         with PIL.Image.open(io.BytesIO(content)) as image:
+            check_pixels(image.size)
             width, height = image.size
             unusual = []
             if image.mode.startswith(("I", "F")):
-                content = _eight_bits(image)
+                content = _png(eight_bits(image))
                 unusual.append(("bit depth", f"{image.mode} stored as 8-bit PNG", "repaired"))
             else:
                 image.load()
@@ -212,17 +220,39 @@ def read_image(path: pathlib.Path) -> ReadImage:
     return ReadImage(content, width, height, tuple(unusual))
 
 
-def _eight_bits(image: PIL.Image.Image) -> bytes:
-    """8-bit greyscale PNG: 16-bit values by their high byte, other ranges stretched to 0..255."""
+def eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
+    """8-bit greyscale: 16-bit values by their high byte, other ranges stretched to 0..255."""
     values = np.asarray(image).astype(np.float64)
     if image.mode.startswith("I") and values.min() >= 0 and values.max() < 2**16:
         values = values / 257
     else:
         low, high = values.min(), values.max()
         values = (values - low) * (255 / (high - low) if high > low else 0)
+    return PIL.Image.fromarray(np.round(values).astype(np.uint8))
+
+
+def _png(image: PIL.Image.Image) -> bytes:
     buffer = io.BytesIO()
-    PIL.Image.fromarray(np.round(values).astype(np.uint8)).save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def in_order(
+    function: Callable[[Any], Any], items: Iterable[Any]
+) -> Iterator[tuple[Any, Callable[[], Any]]]:
+    """(item, call that gives or raises what the function did), on threads; order is kept, and few
+    results wait."""
+    threads = os.cpu_count() or 1
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        pending: list = []
+        iterator = iter(items)
+        while True:
+            for item in itertools.islice(iterator, 4 * threads - len(pending)):
+                pending.append((item, pool.submit(function, item)))
+            if not pending:
+                return
+            item, future = pending.pop(0)
+            yield item, future.result
 
 
 class ImageRecords:
@@ -236,23 +266,13 @@ class ImageRecords:
         self._digest = hashlib.sha256()
 
     def __call__(self, items: Iterable[tuple[Any, pathlib.Path]]) -> Iterator[base.Record]:
-        threads = os.cpu_count() or 1
-        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            # A window of files in flight: order is kept and memory bounded.
-            pending: list = []
-            iterator = iter(items)
-            while True:
-                for item in itertools.islice(iterator, 4 * threads - len(pending)):
-                    pending.append((item, pool.submit(read_image, item[1])))
-                if not pending:
-                    return
-                (key, path), result = pending.pop(0)
-                if (record := self._record(key, path, result)) is not None:
-                    yield record
+        for (key, path), result in in_order(lambda item: read_image(item[1]), items):
+            if (record := self._record(key, path, result)) is not None:
+                yield record
 
     def _record(self, key, path, result) -> base.Record | None:
         try:
-            image = result.result()
+            image = result()
         except (OSError, ValueError) as error:
             self._problems.add("broken image", str(path), str(error))
             return None
