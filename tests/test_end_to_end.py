@@ -1,18 +1,15 @@
 """Generator, preparation, training, checkpoint, resume, evaluation: as a user runs them."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
 
-from tests import official_files as official
 from tests import tiny
 from tests.tools.test_convert_checkpoint import convert
 from unit_jax import run as run_lib
-from unit_jax.data import prepare
 from unit_jax.evaluation import closing, submissions
 from unit_jax.runtime import checkpoints
 from unit_jax.training import loop
@@ -64,8 +61,17 @@ def test_a_run_leaves_log_checkpoints_report_and_picture(finished, capsys):
     for task, headline in (("coco", "AP"), ("vqa2", "vqa_accuracy"), ("qqp", "accuracy")):
         assert next(row["metric"] for row in rows if row["task"] == task) == headline
     assert "| coco | AP |" in (workdir / "report.md").read_text()
-    with Image.open(workdir / "predictions.png") as picture:
-        assert picture.format == "PNG" and picture.width > 1000
+    details = workdir / "evaluation" / "val"
+    for path in (workdir / "predictions.png", details / "worst.png", details / "confusion.png"):
+        with Image.open(path) as picture:
+            assert picture.format == "PNG" and picture.width > 1000
+    metrics = json.loads((details / "metrics.json").read_text())["metrics"]
+    assert metrics == {k: v for k, v in log[-1].items() if k.split("/")[0] in tiny.TASKS}
+    classes = json.loads((details / "classes.json").read_text())
+    assert {one["name"] for one in classes["qqp"]["classes"]} == {"duplicate", "not_duplicate"}
+    (events,) = (workdir / "tensorboard" / "examples").iterdir()
+    for tag in (b"examples/coco", b"evaluation/table", b"evaluation/qqp/class_errors"):
+        assert tag in events.read_bytes()
 
 
 def test_the_same_seed_gives_the_same_numbers_also_across_a_resume(data_dir, finished, tmp_path):
@@ -137,43 +143,27 @@ def test_training_stops_early_and_reports_the_best(data_dir, tmp_path, capsys):
     assert run_lib.located(best, workdir, settings) == best
 
 
-def test_predictions_for_test_splits(data_dir, finished, tmp_path):
-    """Official test files are added to the demo's; a checkpoint predicts what servers take."""
-    source = tmp_path / "source"
-    shutil.copytree(data_dir.parent / "source", source)
-    pictures = sorted((source / "coco/val2017").iterdir())[:3]
-    listed = []
-    for number, picture in enumerate(pictures, start=900_001):
-        official.write(source / f"coco/test2017/{number:012d}.jpg", picture.read_bytes())
-        name = f"COCO_test2015_{number:012d}.jpg"
-        official.write(source / "coco/test2015" / name, picture.read_bytes())
-        listed.append({"id": number, "file_name": f"{number:012d}.jpg", "width": 1, "height": 1})
-    official.write(source / "coco/annotations/image_info_test-dev2017.json", {"images": listed})
-    questions = [
-        {"question_id": 7 * image["id"], "image_id": image["id"], "question": "what is it?"}
-        for image in listed
-    ]
-    path = source / "vqa2/v2_OpenEnded_mscoco_test2015_questions.json"
-    official.write(path, {"questions": questions})
-    rows = ["id\tquestion1\tquestion2", "0\ta\tb", "1\tc\td"]
-    official.write(source / "glue/QQP/test.tsv", "\n".join(rows) + "\n")
-    prepare.prepare(source, tmp_path / "data", tiny.TASKS, prepare.Settings(progress=False))
-
-    run = run_lib.open_run(tiny.values(tmp_path / "data"))
+def test_predictions_for_test_splits(data_dir, finished, tmp_path, capsys):
+    """What servers take of the demo's test splits; none of these three has labels there."""
+    run = run_lib.open_run(tiny.values(data_dir))
     submissions.predict_checkpoint(run, finished[0], epath.Path(tmp_path), "test")
-    folder = tmp_path / "predictions"
-    boxes = json.loads((folder / "coco-test.json").read_text())
-    assert {box["image_id"] for box in boxes} == {image["id"] for image in listed}
+    assert capsys.readouterr().out.count("(valid)") == 3
+    folder, source = tmp_path / "predictions", data_dir.parent / "source"
+    boxes = json.loads((folder / "detections_test-dev2017_unit_results.json").read_text())
+    listed = json.loads((source / "coco/annotations/image_info_test-dev2017.json").read_text())
+    assert {box["image_id"] for box in boxes} <= {image["id"] for image in listed["images"]}
     assert all(set(box) == {"image_id", "category_id", "bbox", "score"} for box in boxes)
     answers = json.loads((folder / "vqa2-test.json").read_text())
+    path = source / "vqa2/v2_OpenEnded_mscoco_test2015_questions.json"
+    questions = json.loads(path.read_text())["questions"]
     assert [a["question_id"] for a in answers] == [q["question_id"] for q in questions]
-    assert {a["answer"] for a in answers} <= set(run.data.label_names("vqa2"))
-    header, *lines = (folder / "qqp-test.tsv").read_text().splitlines()
+    assert {a["answer"] for a in answers} <= set(run.data.label_names("vqa2")[1:])
+    header, *lines = (folder / "QQP.tsv").read_text().splitlines()
     assert header == "index\tprediction"
     assert [line.split("\t")[0] for line in lines] == ["0", "1"]
     assert {line.split("\t")[1] for line in lines} <= {"0", "1"}
 
-    with pytest.raises(ValueError, match="split test of coco, vqa2, qqp has no labels"):
+    with pytest.raises(ValueError, match="qqp: its test has no labels.*--mode=predict"):
         closing.evaluate_checkpoint(run, finished[0], epath.Path(tmp_path), "test")
 
 

@@ -351,6 +351,9 @@ class ReportSettings:
     blind_check: bool = setting(
         False, "also score with images exchanged between examples, and by a bag of words"
     )
+    validation_loss: bool = setting(
+        False, "also log the loss on validation data at every evaluation, as task/loss"
+    )
     paper: dict[str, float] = group(
         dict, 'published figures shown beside the results, by "task/metric"'
     )

@@ -12,9 +12,14 @@ from pycocotools.cocoeval import COCOeval
 from tests import REFERENCE_FILES
 from unit_jax.evaluation import blind, report
 from unit_jax.outputs.labels import metrics as classification
+from unit_jax.outputs.objects import average_precision
 from unit_jax.outputs.objects import metrics as detection
 
 REFERENCE = REFERENCE_FILES / "metrics" / "reference.npz"
+
+
+def ap_of(truth: dict, entries: list[dict]) -> dict[str, float]:
+    return average_precision.evaluate(*average_precision.from_coco(truth, entries)).named()
 
 
 def test_average_precision_of_the_reference_case():
@@ -22,11 +27,11 @@ def test_average_precision_of_the_reference_case():
     with np.load(REFERENCE) as reference:
         case = json.loads(str(reference["case"]))
         stats = reference["stats"]
-    found = detection.coco_stats(case["ground_truth"], case["detections"])
-    np.testing.assert_allclose(found, stats, rtol=0, atol=1e-12)
-    named = detection.coco_ap(case["ground_truth"], case["detections"])
-    assert list(named) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
-    np.testing.assert_allclose(list(named.values()), stats[:6], atol=1e-12)
+    columns = average_precision.from_coco(case["ground_truth"], case["detections"])
+    result = average_precision.evaluate(*columns)
+    np.testing.assert_allclose(result.stats, stats, rtol=0, atol=1e-12)
+    assert list(result.named()) == ["AP", "AP50", "AP75", "APs", "APm", "APl"]
+    np.testing.assert_allclose(list(result.named().values()), stats[:6], atol=1e-12)
 
 
 def test_average_precision_without_detections_or_objects():
@@ -34,51 +39,60 @@ def test_average_precision_without_detections_or_objects():
     empty = dict(images=images, annotations=[], categories=[dict(id=1)])
     box = dict(image_id=0, category_id=1, bbox=[1, 1, 5, 5])
     truth = {**empty, "annotations": [dict(id=1, area=25, iscrowd=0, **box)]}
-    assert detection.coco_ap(truth, [])["AP"] == 0
-    assert np.isnan(detection.coco_ap(empty, [])["AP"])
-    assert np.isnan(detection.coco_ap(empty, [dict(score=0.5, **box)])["AP"])
-    assert detection.coco_ap(truth, [dict(score=0.5, **box)])["AP"] == pytest.approx(1)
+    assert ap_of(truth, [])["AP"] == 0
+    assert np.isnan(ap_of(empty, [])["AP"])
+    assert np.isnan(ap_of(empty, [dict(score=0.5, **box)])["AP"])
+    assert ap_of(truth, [dict(score=0.5, **box)])["AP"] == pytest.approx(1)
 
 
-def test_detections_become_what_pycocotools_reads():
+def test_detections_and_records_as_columns_are_what_pycocotools_reads():
     """Outputs that say exactly what the records hold reach AP 1, crowds and all."""
     rng = np.random.default_rng(0)
     records, logits, boxes = [], np.zeros((3, 4, 6)), np.full((3, 4, 4), 0.5)
     for image in range(3):
         width, height = 80 + 10 * image, 60
         xywh = np.concatenate([rng.uniform(0, 30, (4, 2)), rng.uniform(8, 30, (4, 2))], 1)
-        records.append(
-            dict(
-                width=width,
-                height=height,
-                objects=dict(
-                    boxes_xywh=xywh,
-                    category_ids=[1, 3, 4, 2],
-                    areas=xywh[:, 2] * xywh[:, 3],
-                    iscrowd=[0, 0, 0, 1],
-                ),
-            )
-        )
+        objects = dict(boxes_xywh=xywh, category_ids=[1, 3, 4, 2], areas=xywh[:, 2] * xywh[:, 3],
+                       iscrowd=[0, 0, 0, 1])  # fmt: skip
+        records.append(dict(width=width, height=height, objects=objects))
         boxes[image] = np.concatenate([xywh[:, :2] + xywh[:, 2:] / 2, xywh[:, 2:]], 1)
         boxes[image] /= [width, height, width, height]
         logits[image, range(4), [1, 3, 4, 2]] = 9
     sizes = np.asarray([[r["height"], r["width"]] for r in records])
-    found = detection.post_process(detection.best_of_queries(logits, boxes), sizes)
+    best = detection.best_of_queries(logits, boxes)
+    found = detection.post_process(best, sizes)
     np.testing.assert_array_equal(found[0]["labels"], [1, 3, 4, 2])
     np.testing.assert_allclose(found[0]["scores"], np.exp(9) / (np.exp(9) + 5))
     entries = [e for i, d in enumerate(found) for e in detection.to_coco(i, d)]
     np.testing.assert_allclose(entries[5]["bbox"], records[1]["objects"]["boxes_xywh"][1])
-    truth = detection.ground_truth(records, range(5))
-    assert detection.coco_ap(truth, entries)["AP"] == pytest.approx(1)
-    entries[5]["category_id"] = 4  # one wrong class: against pycocotools called by hand
+    columns, truth = detection.detections(best, sizes), detection.objects(records)
+    assert average_precision.evaluate(truth, columns, 5).named()["AP"] == pytest.approx(1)
+    # Columns and entries are the same numbers.
+    assert columns.image.tolist() == [entry["image_id"] for entry in entries]
+    assert columns.boxes_xywh.tolist() == [entry["bbox"] for entry in entries]
+    assert columns.labels.tolist() == [entry["category_id"] for entry in entries]
+    assert columns.scores.tolist() == [entry["score"] for entry in entries]
+
+    columns.labels[5] = 4  # one wrong class: against pycocotools called by hand
+    entries[5]["category_id"] = 4
     coco = COCO()
-    coco.dataset = truth
+    coco.dataset = dict(
+        images=[dict(id=i) for i in range(3)],
+        categories=[dict(id=i) for i in range(5)],
+        annotations=[
+            dict(id=1 + 4 * i + k, image_id=i, bbox=o["boxes_xywh"][k].astype(np.float32).tolist(),
+                 category_id=o["category_ids"][k], area=o["areas"][k], iscrowd=o["iscrowd"][k])
+            for i, o in enumerate(record["objects"] for record in records)
+            for k in range(4)
+        ],
+    )  # fmt: skip
     coco.createIndex()
     by_hand = COCOeval(coco, coco.loadRes(entries), "bbox")
     by_hand.evaluate()
     by_hand.accumulate()
     by_hand.summarize()
-    assert detection.coco_ap(truth, entries)["AP"] == by_hand.stats[0] < 1
+    ours = average_precision.evaluate(truth, columns, 5)
+    assert ours.named()["AP"] == by_hand.stats[0] < 1
 
 
 def test_the_no_object_class_is_never_predicted_and_attributes_are_plain_maxima():

@@ -3,6 +3,8 @@
 A model that does not beat these has not understood the picture, or the pair of texts.
 """
 
+from collections.abc import Iterable
+
 from unit_jax import outputs
 from unit_jax import run as run_lib
 from unit_jax.data.text import Tokenizer
@@ -12,11 +14,14 @@ from unit_jax.evaluation.step import Predictor
 from unit_jax.tasks import TaskSpec
 
 
-def baselines(run: run_lib.Run, predictor: Predictor, split: str) -> dict[str, float]:
+def baselines(
+    run: run_lib.Run, predictor: Predictor, split: str, tasks: Iterable[str]
+) -> dict[str, float]:
     """Every metric of an answer that looks at nothing: the training set's best constant answer,
     or, where there is none (detection), of an untrained model."""
     found, without = {}, []
-    for task, spec in run.settings.tasks.items():
+    for task in tasks:
+        spec = run.settings.tasks[task]
         examples, train = run.data.split(task, split), run.data.split(task, "train")
         constant = outputs.room(spec).constant(train, len(examples), run.data.names(task))
         if constant is None:

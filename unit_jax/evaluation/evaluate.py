@@ -101,6 +101,50 @@ def evaluate(
     return Evaluation(predictions, metrics)
 
 
+class Selection(NamedTuple):
+    """Which tasks can be evaluated (or predicted) on a split.
+
+    Attributes:
+      tasks: those that can.
+      left_out: why another one cannot, by task.
+    """
+
+    tasks: tuple[str, ...]
+    left_out: dict[str, str]
+
+
+def select(run: run_lib.Run, splits: str, labelled: bool) -> dict[str, Selection]:
+    """The run's tasks that have each split.
+
+    Args:
+      splits: names, joined by commas.
+      labelled: with labels.
+
+    Raises:
+      ValueError: no task has any of the splits (with labels).
+    """
+    found = {}
+    for split in filter(None, splits.split(",")):
+        tasks, left_out = [], {}
+        for task in run.settings.tasks:
+            if split not in run.data.splits(task):
+                left_out[task] = f"it has no split {split} ({', '.join(run.data.splits(task))})"
+            elif labelled and not run.data.split(task, split).labelled:
+                left_out[task] = f"its {split} has no labels to compare with"
+            else:
+                tasks.append(task)
+        found[split] = Selection(tuple(tasks), left_out)
+    if not any(selection.tasks for selection in found.values()):
+        told = "; ".join(
+            f"{task}: {why}"
+            for selection in found.values()
+            for task, why in selection.left_out.items()
+        )
+        remedy = "; --mode=predict writes files for servers" if labelled else ""
+        raise ValueError(f"nothing to do in {run.data.data_dir}: {told}{remedy}")
+    return found
+
+
 def _progress(items: Iterable[str], what: str) -> Iterator[str]:
     """The items, with a progress bar that leaves nothing behind."""
     shown = dict(leave=False, dynamic_ncols=True, disable=not distributed.is_first())

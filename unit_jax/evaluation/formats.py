@@ -300,9 +300,8 @@ def expected_of(data: PreparedData, task: str, split: str) -> Expected:
     """
     examples = data.split(task, split)
     ids = tuple(str(examples[row]["id"]) for row in range(len(examples)))
-    return Expected(
-        ids, data.names(task).submitted or data.names(task).labels, data.num_attributes(task)
-    )
+    names = data.names(task)
+    return Expected(ids, names.submitted or names.labels, len(names.attributes))
 
 
 class _Faults:

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 import matplotlib
 import numpy as np
 from etils import epath
+from jaxtyping import UInt8
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
 
 from unit_jax import outputs
+from unit_jax.data import transforms
 from unit_jax.outputs.base import Names, Predictions, Record
 from unit_jax.outputs.drawing import INK, MUTED
+from unit_jax.run import Run
 from unit_jax.tasks import TaskSpec
 
 matplotlib.use("Agg")
@@ -45,13 +49,49 @@ def examples_of(spec: TaskSpec) -> int:
     return COLUMNS // _span(spec)
 
 
-def draw(panels: Sequence[Panel], path: epath.Path) -> None:
-    """Draws all panels, one row of pictures a task and one card a text, as PNG."""
+def panel(run: Run, task: str, split: str, predictions: Predictions, rows: Sequence[int]) -> Panel:
+    """Examples of a split with what the model says of them.
+
+    Args:
+      predictions: of the whole split.
+      rows: which examples.
+    """
+    examples, spec = run.data.split(task, split), run.settings.tasks[task]
+    return Panel(
+        spec,
+        [examples[row] for row in rows],
+        [transforms.decode(examples.image(row)) if spec.has_image else None for row in rows],
+        [{name: values[row] for name, values in predictions.items()} for row in rows],
+        run.data.names(task),
+    )
+
+
+def fixed_rows(spec: TaskSpec, count: int) -> list[int]:
+    """The examples of a split of `count` that are always shown: spread over all of it."""
+    return np.linspace(0, count - 1, examples_of(spec)).astype(int).tolist()
+
+
+def draw(panels: Sequence[Panel], path: epath.Path, title: str = "What the model says") -> None:
+    """Draws all panels as PNG, see `figure_of`."""
+    buffer = io.BytesIO()
+    figure_of(panels, title).savefig(buffer, format="png")
+    path.write_bytes(buffer.getvalue())
+
+
+def pixels_of(figure: Figure) -> UInt8[np.ndarray, "height width 3"]:
+    """A figure's pixels."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
+
+
+def figure_of(panels: Sequence[Panel], title: str) -> Figure:
+    """All panels, one row of pictures a task and one card a text."""
     with_images = [panel for panel in panels if panel.spec.has_image]
     texts = [panel for panel in panels if not panel.spec.has_image]
     inches = (0.7, 2.85 * len(with_images) + 0.3, 1.25 * len(texts))  # title, pictures, cards
     figure = Figure(figsize=(2.6 * COLUMNS, sum(inches)), facecolor="white", dpi=110)
-    figure.text(0.07, 1 - 0.25 / sum(inches), "What the model says",
+    figure.text(0.07, 1 - 0.25 / sum(inches), title,
                 size=17, weight="bold", color=INK, va="top")  # fmt: skip
     figure.text(
         0.985, 1 - 0.3 / sum(inches), "solid: predicted   dashed: true   green: right   red: wrong",
@@ -69,9 +109,7 @@ def draw(panels: Sequence[Panel], path: epath.Path) -> None:
         )  # fmt: skip
         for row, panel in enumerate(block):
             _row(figure, [grid[row, column] for column in range(COLUMNS)], panel)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    path.write_bytes(buffer.getvalue())
+    return figure
 
 
 def _span(spec: TaskSpec) -> int:

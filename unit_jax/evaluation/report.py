@@ -33,23 +33,29 @@ class Row:
     paper: float | None
 
 
-def write(rows: Sequence[Row], workdir: epath.Path) -> None:
+def file_name(split: str, suffix: str = "json", stem: str = "report") -> str:
+    """Of a split's report; validation's has no split in its name."""
+    return f"{stem}.{suffix}" if split == "val" else f"{stem}-{split}.{suffix}"
+
+
+def write(rows: Sequence[Row], workdir: epath.Path, split: str = "val") -> None:
     """Writes report.json (a list of objects with COLUMNS as keys) and report.md."""
     records = [
         {key: _finite(value) for key, value in dataclasses.asdict(row).items()} for row in rows
     ]
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|---:|---:|---:|"]
     lines += ["| " + " | ".join(_cell(record[key]) for key in COLUMNS) + " |" for record in records]
-    paths.replace_text(workdir / "report.md", "\n".join(lines) + "\n")
-    paths.replace_text(workdir / FILE, json.dumps(records, indent=2) + "\n")
+    paths.replace_text(workdir / file_name(split, "md"), "\n".join(lines) + "\n")
+    paths.replace_text(workdir / file_name(split), json.dumps(records, indent=2) + "\n")
 
 
-def show(workdir: epath.Path) -> bool:
+def show(workdir: epath.Path, split: str = "val") -> bool:
     """Prints the report that `write` left in a folder; False if there is none."""
-    path = workdir / FILE
+    path = workdir / file_name(split)
     if not path.exists():
         return False
-    table = Table(title="validation", title_justify="left")
+    title = "validation" if split == "val" else split
+    table = Table(title=title, title_justify="left")
     for key in COLUMNS:
         table.add_column(key, justify="left" if key in ("task", "metric") else "right")
     previous = None
@@ -62,8 +68,9 @@ def show(workdir: epath.Path) -> bool:
         previous = record["task"]
     console = Console()
     console.print(table)
-    console.print(f"The same table: {workdir}/report.md and report.json; what the model sees:")
-    console.print(f"{workdir}/predictions.png", soft_wrap=True)
+    same, picture = file_name(split, "md"), file_name(split, "png", "predictions")
+    console.print(f"The same table: {workdir}/{same} and .json; what the model sees:")
+    console.print(f"{workdir}/{picture}", soft_wrap=True)
     return True
 
 

@@ -1,74 +1,90 @@
-"""`--mode=predict`: a file of predictions per task, in the form its benchmark takes."""
+"""`--mode=predict`: a file per task in the form that its benchmark takes, checked."""
 
-import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 from etils import epath
 
 from unit_jax import outputs
 from unit_jax import run as run_lib
 from unit_jax.evaluation import evaluate
+from unit_jax.evaluation.closing import tell_left_out
+from unit_jax.evaluation.formats import FORMATS, NAMES, Expected
 from unit_jax.evaluation.step import Predictor
-from unit_jax.outputs.base import Predictions
+from unit_jax.outputs.base import Predictions, Record
 from unit_jax.runtime import distributed
 
-Entry = dict[str, Any]
+FOLDER = "predictions"
 
 
 def predict_checkpoint(
-    run: run_lib.Run, checkpoint: epath.PathLike, workdir: epath.Path, split: str = "val"
+    run: run_lib.Run,
+    checkpoint: epath.PathLike,
+    workdir: epath.Path,
+    splits: str = "val",
 ) -> None:
-    """Writes predictions/<task>-<split>.json (COCO results; VQA: question_id and answer; SNLI-VE:
-    pairID and label; else what the task's room writes) or .tsv (GLUE: index and prediction) to
-    `workdir`.
+    """Writes a file per task and split to `workdir`/predictions; `formats` says which.
+
+    Splits that a server wants together with one that is asked for (MNLI's test_matched with test)
+    are written too. Tasks without a split are left out and named.
+
+    Args:
+      splits: names, joined by commas.
 
     Raises:
-      ValueError: no checkpoint there, it does not fit, or no task has the split.
+      ValueError: no checkpoint there, it does not fit, no task has a split, or a file that was
+        written cannot be handed in.
     """
-    tasks = [task for task in run.settings.tasks if split in run.data.splits(task)]
-    if not tasks:
-        raise ValueError(f"no task of this config has a split {split!r} in {run.data.data_dir}")
+    selections = evaluate.select(run, splits, labelled=False)
     predictor = Predictor.of_run(run, run.restored_model(checkpoint))
-    folder = workdir / "predictions"
-    for task in tasks:
-        predictions = evaluate.predict_split(run, predictor, task, split)
-        if not distributed.is_first():
-            continue
-        folder.mkdir(parents=True, exist_ok=True)
-        entries = to_entries(run, task, split, predictions)
-        tabular = run.settings.tasks[task].submission == "glue"
-        path = folder / f"{task}-{split}.{'tsv' if tabular else 'json'}"
-        if tabular:
-            lines = ["index\tprediction", *(f"{e['index']}\t{e['prediction']}" for e in entries)]
-            path.write_text("\n".join(lines) + "\n")
-        else:
-            path.write_text(json.dumps(entries))
-        print(f"{task}: {len(entries)} predictions in {path}")
+    folder, problems = workdir / FOLDER, []
+    for split, selection in selections.items():
+        tell_left_out(split, selection.left_out)
+        for task in selection.tasks:
+            for part in dict.fromkeys([split, *together(run, task, split)]):
+                predictions = evaluate.predict_split(run, predictor, task, part)
+                if distributed.is_first():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    problems += write(run, folder, task, part, predictions)
+    if problems:
+        raise ValueError("files that cannot be handed in:\n  " + "\n  ".join(problems))
 
 
-def to_entries(run: run_lib.Run, task: str, split: str, predictions: Predictions) -> list[Entry]:
-    """The lines of all examples in the order of the split, in the task's format."""
-    spec, examples = run.settings.tasks[task], run.data.split(task, split)
-    room, names, rename = outputs.room(spec), run.data.names(task), _FORMATS[spec.submission]
+def together(run: run_lib.Run, task: str, split: str) -> list[str]:
+    """Splits of the task that go to a server together with this one."""
     return [
-        rename(entry)
-        for row in range(len(examples))
-        for entry in room.entries(
-            examples[row], {name: values[row] for name, values in predictions.items()}, names
-        )
+        other
+        for other in run.data.splits(task)
+        if other.startswith(f"{split}_") and (task, other) in NAMES
     ]
 
 
-def _number(text: str) -> int | str:
-    """An official id as the number it is."""
-    return int(text) if text.lstrip("-").isdigit() else text
+def write(
+    run: run_lib.Run, folder: epath.Path, task: str, split: str, predictions: Predictions
+) -> list[str]:
+    """Writes one file and prints what is in it.
+
+    Returns:
+      what is wrong with it, a sentence each.
+    """
+    spec = run.settings.tasks[task]
+    room, names, form = outputs.room(spec), run.data.names(task), FORMATS[spec.submission]
+    path, ids = folder / form.file_name(task, split), []
+    examples = _rows(run.data.split(task, split), predictions)
+
+    def entries() -> Iterator[list[dict]]:
+        for record, prediction in examples:
+            ids.append(str(record["id"]))
+            yield room.entries(record, prediction, names)
+
+    count = form.write(path, entries())
+    labels = names.submitted or names.labels
+    problems = form.problems(path, Expected(tuple(ids), labels, len(names.attributes)))
+    verdict = f"{len(problems)} kinds of faults" if problems else "valid"
+    print(f"{task}: {count:,} predictions in {path} ({verdict})")
+    return [f"{path}: {problem}" for problem in problems]
 
 
-_FORMATS: dict[str, Callable[[Entry], Entry]] = {
-    "": lambda entry: entry,
-    "coco": lambda entry: {**entry, "image_id": _number(entry["image_id"])},
-    "vqa": lambda entry: {"question_id": _number(entry["id"]), "answer": entry["label"]},
-    "snli_ve": lambda entry: {"pairID": entry["id"], "label": entry["label"]},
-    "glue": lambda entry: {"index": entry["id"], "prediction": entry["label"]},
-}
+def _rows(examples, predictions: Predictions) -> Iterator[tuple[Record, Predictions]]:
+    """Each record of a split with its row of the predictions."""
+    for row in range(len(examples)):
+        yield examples[row], {name: values[row] for name, values in predictions.items()}

@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from unit_jax.batch import Outputs
+from unit_jax.outputs.analysis import Analysis
 from unit_jax.settings import DataSettings, LossSettings, ModelSettings
 from unit_jax.tasks import TaskSpec
 
@@ -226,6 +227,13 @@ class Output(abc.ABC):
         """How right each label is for each example, [examples, labels]; None where answers are
         no labels. With it a bag of words can be tried on the texts alone."""
         del examples, names
+        return None
+
+    def analyse(
+        self, predictions: Predictions, examples: Examples, names: Names
+    ) -> Analysis | None:
+        """Where a split's predictions go wrong, by class and by example; None = not told."""
+        del predictions, examples, names
         return None
 
     # ---- Files and pictures ----------------------------------------------------------------------

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from unit_jax import run as run_lib
 from unit_jax.data import loader
-from unit_jax.evaluation import closing, report
+from unit_jax.evaluation import closing, report, tensorboard
 from unit_jax.evaluation.evaluate import evaluate
+from unit_jax.evaluation.loss import LossStep, losses
 from unit_jax.evaluation.step import Predictor
 from unit_jax.runtime import distributed, partitioning
 from unit_jax.runtime.checkpoints import FOLDER, Checkpoints, best_step
@@ -101,6 +102,7 @@ def train(
         step = int(state.optimizer.step)
         train_step = TrainStep(run.graph, run.settings, optimizer, run.mesh)
         predictor = Predictor.of_run(run, state.model)
+        loss_step = LossStep(run) if run.settings.report.validation_loss else None
         places = partitioning.rows_of_process(run.mesh, settings.batch_size)
         with (
             contextlib.closing(RunLog(workdir, step, settings)) as log,
@@ -126,7 +128,10 @@ def train(
                     log.flush(step)
                     with log.program("evaluate"):
                         evaluation = evaluate(run, predictor.of(state.model))
-                    log.write(step, evaluation.metrics)
+                        held_out = losses(run, loss_step, state.model) if loss_step else {}
+                    log.write(step, {**evaluation.metrics, **held_out})
+                    if distributed.is_first():
+                        tensorboard.write(run, workdir, step, evaluation)
                     keep = best.add(step, evaluation.metrics) and reports_best(run)
                     enough = distributed.any_process(best.exhausted)
                     log.restart_clock()

@@ -248,7 +248,7 @@ class RunLog:
                 (folder / name).copy(to / name, overwrite=True)
             if folder.name == board.FOLDER:  # those of earlier sessions are in the new one
                 for path in to.iterdir():
-                    if path.name not in names:
+                    if path.name not in names and not path.is_dir():
                         path.unlink()
 
     def close(self) -> None:

@@ -17,6 +17,19 @@ def best_answers(logits: Float[Array, "examples answers"]) -> Int[Array, "exampl
     return logits[:, UNKNOWN + 1 :].argmax(-1) + UNKNOWN + 1
 
 
+def probabilities(logits: Float[Array, "examples labels"]) -> Float[Array, "examples labels"]:
+    """Softmax; JAX or NumPy arrays."""
+    xp = logits.__array_namespace__()
+    exponentials = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+    return exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
+
+
+def sigmoid(logits: Float[Array, "*dims"]) -> Float[Array, "*dims"]:
+    """1 / (1 + exp(-logit)); JAX or NumPy arrays."""
+    xp = logits.__array_namespace__()
+    return (1 + xp.tanh(logits / 2)) / 2
+
+
 def accuracy(predicted: Int[np.ndarray, "examples"], labels: Int[np.ndarray, "examples"]) -> float:
     """Share of examples whose predicted label is the true one."""
     return float(np.mean(predicted == labels))

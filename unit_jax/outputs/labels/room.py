@@ -1,6 +1,6 @@
 """The rooms of labels: one of several is right, or several are right to a degree."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import scipy.sparse
@@ -9,8 +9,10 @@ from jaxtyping import Array, Float, Int
 
 from unit_jax.batch import Outputs
 from unit_jax.models.heads import ClassificationHead
+from unit_jax.outputs import analysis
+from unit_jax.outputs.analysis import Analysis
 from unit_jax.outputs.base import Described, Examples, Names, Output, Predictions, Record
-from unit_jax.outputs.labels import answers, loss, metrics
+from unit_jax.outputs.labels import answers, loss, metrics, vqa_server
 from unit_jax.settings import DataSettings, LossSettings, ModelSettings
 
 
@@ -114,7 +116,8 @@ class Label(_Labelled):
         return loss.cross_entropy(outputs.logits, targets.labels)
 
     def from_logits(self, logits: Float[Array, "examples labels"]) -> dict[str, Array]:
-        return {"labels": metrics.best_labels(logits)}
+        labels = metrics.best_labels(logits)
+        return {"labels": labels, "scores": metrics.probabilities(logits).max(-1)}
 
     def all_metrics(self) -> tuple[str, ...]:
         return ("accuracy", "f1")
@@ -134,6 +137,14 @@ class Label(_Labelled):
 
     def _scores_of(self, record: Record, numbers: Mapping[str, int]) -> dict[int, float]:
         return {record["label"]: 1.0} if record["label"] >= 0 else {}
+
+    def analyse(self, predictions: Predictions, examples: Examples, names: Names) -> Analysis:
+        """By true label; faults: how sure wrong answers are."""
+        true = np.asarray([examples[row]["label"] for row in range(len(examples))])
+        wrong = (true >= 0) & (predictions["labels"] != true)
+        faults = np.where(wrong, predictions["scores"], 0)
+        labels = [*map(names.label, range(self.spec.num_labels))]
+        return analysis.of_labels(predictions["labels"], true, faults, labels)
 
     def describe(self, record: Record, prediction: Predictions, names: Names) -> Described:
         said, true = int(prediction["labels"]), record["label"]
@@ -168,16 +179,39 @@ class Scores(_Labelled):
         return loss.binary_cross_entropy(outputs.logits, targets.answer_scores, self.spec.name)
 
     def from_logits(self, logits: Float[Array, "examples labels"]) -> dict[str, Array]:
-        return {"labels": metrics.best_answers(logits)}
+        labels = metrics.best_answers(logits)
+        best = logits[:, metrics.UNKNOWN + 1 :].max(-1)
+        return {"labels": labels, "scores": metrics.sigmoid(best)}
 
     def all_metrics(self) -> tuple[str, ...]:
-        return ("vqa_accuracy",)
+        return ("vqa_accuracy", "vqa_evalai_accuracy")
 
     def measure(
         self, predictions: Predictions, examples: Examples, names: Names
     ) -> dict[str, float]:
         truth = self.label_scores(examples, names)
-        return {"vqa_accuracy": metrics.vqa_accuracy(predictions["labels"], truth)}
+        on_server = [
+            vqa_server.accuracy(vqa_server.as_written(names.label(int(label))), given)
+            for label, given in zip(predictions["labels"], _given(examples), strict=True)
+            if given
+        ]
+        return {
+            "vqa_accuracy": metrics.vqa_accuracy(predictions["labels"], truth),
+            "vqa_evalai_accuracy": float(np.mean(on_server)) if on_server else float("nan"),
+        }
+
+    def analyse(self, predictions: Predictions, examples: Examples, names: Names) -> Analysis:
+        """By the answer that most annotators gave; faults: how far from right, and how sure."""
+        truth = self.label_scores(examples, names)
+        said, rows = predictions["labels"], np.arange(len(examples))
+        known = np.asarray(truth.sum(1)).ravel() > 0
+        best = np.where(known, np.asarray(truth.argmax(1)).ravel(), -1)
+        right = np.asarray(truth[rows, said]).ravel()
+        # An answer that is right to a degree counts as the annotators' own.
+        counted = np.where(known & (right > 0), said, best)
+        faults = np.where(known, (1 - right) * predictions["scores"], 0)
+        labels = [*map(names.label, range(self.spec.num_labels))]
+        return analysis.of_labels(said, counted, faults, labels)
 
     def _numbers(self, names: Names) -> Mapping[str, int]:
         return answers.numbers_of(names.labels)
@@ -193,3 +227,9 @@ class Scores(_Labelled):
         given = [answers.normalise_answer(answer) for answer in record["answers"]]
         truth = max(sorted(set(given)), key=given.count) if given else "?"
         return Described(said, truth, said in given)
+
+
+def _given(examples: Examples) -> Iterator[list[str]]:
+    """What the annotators said of each example."""
+    for row in range(len(examples)):
+        yield examples[row]["answers"]

@@ -8,6 +8,8 @@ hotcoco is not installed.
 import contextlib
 import dataclasses
 import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -170,6 +172,29 @@ def by_pycocotools(objects: Objects, detections: Detections, num_labels: int) ->
         evaluation.accumulate()
         evaluation.summarize()
     return Result(np.asarray(evaluation.stats), evaluation.eval["precision"])
+
+
+def from_coco(
+    ground_truth: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]
+) -> tuple[Objects, Detections, int]:
+    """COCO's JSON, annotations and results, as arguments of `evaluate`; labels are the ids."""
+    rows = {image["id"]: row for row, image in enumerate(ground_truth["images"])}
+    annotations = ground_truth["annotations"]
+    objects = Objects(
+        len(rows),
+        np.array([rows[a["image_id"]] for a in annotations], np.int64),
+        np.array([a["bbox"] for a in annotations], np.float64).reshape(-1, 4),
+        np.array([a["category_id"] for a in annotations], np.int64),
+        np.array([a["area"] for a in annotations], np.float64),
+        np.array([a.get("iscrowd", 0) for a in annotations], bool),
+    )
+    detections = Detections(
+        np.array([rows[e["image_id"]] for e in entries], np.int64),
+        np.array([e["bbox"] for e in entries], np.float64).reshape(-1, 4),
+        np.array([e["category_id"] for e in entries], np.int64),
+        np.array([e["score"] for e in entries], np.float64),
+    )
+    return objects, detections, max(category["id"] for category in ground_truth["categories"]) + 1
 
 
 # ---- what was taken for what --------------------------------------------------------------------

@@ -1,14 +1,12 @@
-"""Detections from model outputs, and their average precision by COCO's rules."""
+"""Detections from model outputs, and what their average precision is computed from."""
 
-import contextlib
-import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+from unit_jax.outputs.objects.average_precision import Detections, Objects
 
 
 def best_of_queries(
@@ -63,72 +61,62 @@ def post_process(
 
 
 def to_coco(image_id: int | str, detections: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """One image's detections as entries of a COCO results file (boxes x, y, width, height)."""
-    x0, y0, x1, y1 = np.moveaxis(np.asarray(detections["boxes"], np.float64), -1, 0)
+    """One image's detections as entries of a COCO results file (boxes x, y, width, height); with
+    attributes also attr_score and attr_label, as in the reference."""
+    columns = dict(
+        category_id=detections["labels"].tolist(),
+        bbox=_xywh(np.asarray(detections["boxes"], np.float64)).tolist(),
+        score=detections["scores"].tolist(),
+    )
+    if "attr_labels" in detections:
+        columns["attr_score"] = detections["attr_scores"].tolist()
+        columns["attr_label"] = detections["attr_labels"].tolist()
     return [
-        dict(image_id=image_id, category_id=int(label), bbox=list(map(float, box)), score=float(s))
-        for label, box, s in zip(
-            detections["labels"],
-            np.stack([x0, y0, x1 - x0, y1 - y0], -1),
-            detections["scores"],
-            strict=True,
-        )
+        dict(zip(("image_id", *columns), (image_id, *values), strict=True))
+        for values in zip(*columns.values(), strict=True)
     ]
 
 
-def ground_truth(records: Iterable[Mapping[str, Any]], categories: Iterable[int]) -> dict:
-    """A COCO ground-truth dict from prepared records, crowd regions included."""
-    images, annotations = [], []
-    for record in records:
-        image_id = len(images)
-        images.append(dict(id=image_id, width=int(record["width"]), height=int(record["height"])))
-        fields = ("boxes_xywh", "category_ids", "areas", "iscrowd")
-        objects = (record["objects"][field] for field in fields)
-        for box, category, area, crowd in zip(*objects, strict=True):
-            annotations.append(
-                dict(
-                    id=len(annotations) + 1,
-                    image_id=image_id,
-                    category_id=int(category),
-                    bbox=[float(x) for x in box],
-                    area=float(area),
-                    iscrowd=int(crowd),
-                )
-            )
-    return dict(
-        images=images, annotations=annotations, categories=[dict(id=int(c)) for c in categories]
+def detections(
+    found: Mapping[str, np.ndarray], original_sizes: Int[np.ndarray, "images 2"]
+) -> Detections:
+    """All queries of all images as columns, in the order of the images.
+
+    Args:
+      found, original_sizes: as `post_process` takes them.
+    """
+    centers, halves = np.split(found["boxes_cxcywh"], 2, -1)
+    halves = halves / 2
+    scale = np.asarray(original_sizes)[:, None, [1, 0, 1, 0]].astype(centers.dtype)
+    corners = np.concatenate([centers - halves, centers + halves], -1) * scale
+    images, queries = found["scores"].shape
+    return Detections(
+        np.repeat(np.arange(images), queries),
+        _xywh(corners.astype(np.float64)).reshape(-1, 4),
+        found["labels"].reshape(-1),
+        found["scores"].reshape(-1).astype(np.float64),
     )
 
 
-def coco_stats(ground_truth: dict, detections: list[dict]) -> Float[np.ndarray, "12"]:
-    """COCOeval's twelve numbers for boxes, its defaults; -1 where there is no ground truth."""
-    # Predictions need neither, and are made where there is only JAX too.
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+def objects(records: Iterable[Mapping[str, Any]]) -> Objects:
+    """What prepared records say is there, as columns, crowd regions included."""
+    found = [record["objects"] for record in records]
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints tables of its own
-        truth = COCO()
-        truth.dataset = ground_truth
-        truth.createIndex()
-        if not detections:
-            has_objects = any(not a["iscrowd"] for a in ground_truth["annotations"])
-            return np.zeros(12) if has_objects else np.full(12, -1.0)
-        evaluation = COCOeval(truth, truth.loadRes(detections), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return evaluation.stats
+    def column(name: str, dtype: type, *shape: int) -> np.ndarray:
+        rows = [np.asarray(one[name], dtype).reshape(-1, *shape) for one in found]
+        return np.concatenate([np.zeros((0, *shape), dtype), *rows])
+
+    counts = [len(one["category_ids"]) for one in found]
+    return Objects(
+        len(found),
+        np.repeat(np.arange(len(found)), counts),
+        column("boxes_xywh", np.float32, 4),
+        column("category_ids", np.int64),
+        column("areas", np.float32),
+        column("iscrowd", bool),
+    )
 
 
-def coco_ap(ground_truth: dict, detections: list[dict]) -> dict[str, float]:
-    """AP, AP50, AP75, APs, APm, APl in [0, 1]; NaN where there is no such ground truth.
-
-    Args:
-      ground_truth: as `ground_truth` makes it, or a COCO annotation file.
-      detections: entries as `to_coco` makes them.
-    """
-    stats = coco_stats(ground_truth, detections)
-    return {
-        name: float(value) if value >= 0 else float("nan")
-        for name, value in zip(NAMES, stats[:6], strict=True)
-    }
+def _xywh(corners: Float[np.ndarray, "*dims 4"]) -> Float[np.ndarray, "*dims 4"]:
+    """(x0, y0, x1, y1) as (x, y, width, height)."""
+    return np.concatenate([corners[..., :2], corners[..., 2:] - corners[..., :2]], -1)

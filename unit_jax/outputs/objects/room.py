@@ -8,9 +8,10 @@ from jaxtyping import Array
 
 from unit_jax.batch import Outputs
 from unit_jax.models.heads import DetectionHead
+from unit_jax.outputs.analysis import NOTHING, Analysis
 from unit_jax.outputs.base import Described, Examples, Move, Names, Output, Predictions, Record
+from unit_jax.outputs.objects import average_precision, matching, metrics
 from unit_jax.outputs.objects import loss as set_loss
-from unit_jax.outputs.objects import matching, metrics
 from unit_jax.outputs.objects import targets as object_targets
 from unit_jax.settings import DataSettings, LossSettings, ModelSettings
 
@@ -103,17 +104,31 @@ class Objects(Output):
         return metrics.best_of_queries(logits, outputs.boxes_cxcywh[-1], attribute_logits)
 
     def all_metrics(self) -> tuple[str, ...]:
-        return metrics.NAMES
+        return average_precision.NAMES
 
     def measure(
         self, predictions: Predictions, examples: Examples, names: Names
     ) -> dict[str, float]:
-        records = [examples[row] for row in range(len(examples))]
+        columns = self._columns(predictions, examples)
+        return average_precision.evaluate(*columns, self.spec.num_labels).named()
+
+    def analyse(self, predictions: Predictions, examples: Examples, names: Names) -> Analysis:
+        """AP by class, and which class is taken for which; faults are counted by image."""
+        objects, found = self._columns(predictions, examples)
+        result = average_precision.evaluate(objects, found, self.spec.num_labels)
+        confusion, faults = average_precision.confusion(
+            objects, found, self.spec.num_labels, MIN_SCORE
+        )
+        counts = np.bincount(objects.labels[~objects.iscrowd], minlength=self.spec.num_labels)
+        labels = (*map(names.label, range(self.spec.num_labels)), NOTHING)
+        return Analysis("AP", labels, counts, result.per_class(), confusion, faults)
+
+    def _columns(
+        self, predictions: Predictions, examples: Examples
+    ) -> tuple[average_precision.Objects, average_precision.Detections]:
+        records = (examples[row] for row in range(len(examples)))
         sizes = np.stack([examples.height, examples.width], -1)
-        found = metrics.post_process(predictions, sizes)
-        entries = [entry for i, one in enumerate(found) for entry in metrics.to_coco(i, one)]
-        truth = metrics.ground_truth(records, range(self.spec.num_labels))
-        return metrics.coco_ap(truth, entries)
+        return metrics.objects(records), metrics.detections(predictions, sizes)
 
     def detections(self, record: Record, prediction: Predictions) -> Predictions:
         """One image's queries with boxes_xyxy in pixels of the original image."""
@@ -121,8 +136,11 @@ class Objects(Output):
         return metrics.post_process(rows, np.asarray([[record["height"], record["width"]]]))[0]
 
     def entries(self, record: Record, prediction: Predictions, names: Names) -> list[dict]:
-        """COCO results: image_id, category_id, bbox (x, y, width, height), score."""
-        return metrics.to_coco(record["id"], self.detections(record, prediction))
+        """COCO results: image_id, category_id, bbox (x, y, width, height), score; with attributes
+        attr_score and attr_label too."""
+        found = metrics.to_coco(record["id"], self.detections(record, prediction))
+        # A number that no class has can never be right, and a server knows none of it.
+        return [e for e in found if not names.labels or names.labels[e["category_id"]]]
 
     def describe(self, record: Record, prediction: Predictions, names: Names) -> Described:
         found = prediction["labels"][prediction["scores"] >= MIN_SCORE]

@@ -14,7 +14,7 @@ from unit_jax.data import batching, text, transforms
 from unit_jax.models import unit as unit_lib
 from unit_jax.outputs.labels import answers as answer_lib
 from unit_jax.outputs.labels import metrics as classification
-from unit_jax.outputs.objects import metrics as detection
+from unit_jax.outputs.objects import average_precision
 from unit_jax.outputs.objects import targets as object_targets
 from unit_jax.tools.parity.report import Table
 
@@ -42,7 +42,8 @@ def check_processing(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Tabl
         ("accuracy", classification.accuracy(best, labels)),
     ):
         table.close(f"processing/{name}", ours, data[f"metric/{name}"])
-    stats = detection.coco_stats(doc["map/ground_truth"], doc["map/detections"])
+    case = average_precision.from_coco(doc["map/ground_truth"], doc["map/detections"])
+    stats = average_precision.evaluate(*case).stats
     table.close("processing/average_precision", stats, data["map/stats"])
     return table
 
