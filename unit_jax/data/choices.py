@@ -139,7 +139,7 @@ def _numbers(
     usual = devices * max(1, min(per_device, -(-examples // devices)))
     if not train.batch_size:
         train = dataclasses.replace(train, batch_size=usual)
-        told.append(f"train.batch_size = {usual} ({devices} devices)")
+        told.append(f"train.batch_size = {usual} (on {devices} device{'s' * (devices > 1)})")
     if not train.eval_batch_size:
         train = dataclasses.replace(train, eval_batch_size=usual)
     if train.epochs:
