@@ -20,7 +20,7 @@ def get_config(steps="2"):
     config = demo.get_config("sst2")
     config.data.data_dir = "prepared"
     config.model.decoder.layers = config.model.text_encoder.layers = 1
-    config.train.update(steps=int(steps), batch_size=8, eval_every=2, checkpoint_every=2)
+    config.train.update(steps=int(steps), batch_size=8, eval_batch_size=16, eval_every=2)
     config.report.blind_check = False
     return config
 """

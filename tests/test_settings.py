@@ -141,6 +141,25 @@ def test_all_mistakes_are_listed_with_their_place():
         ("report__papper", {}, "unknown key; did you mean paper?"),
         ("report__paper", {"coco/AP": "high"}, ".coco/AP: expected float, got 'high'"),
         ("tasks__coco__ratio", -1, "-1 is out of range: at least 0"),
+        ("tasks__coco__index", "ten", "config.tasks.coco.index: expected int, got 'ten'"),
+        ("tasks__coco__index", -1, "-1 is out of range: at least 0"),
+        ("tasks__vqa2__num_queries", 5.5, "config.tasks.vqa2.num_queries: expected int, got 5.5"),
+        (
+            "tasks__coco__kind",
+            "vison",
+            "'vison' is not one of detection, vision_language, language",
+        ),
+        ("tasks__coco__kind", "vison", "did you mean vision_language?"),
+        ("tasks__coco__inputs", ("image", "sound"), "[1]: 'sound' is not one of 'image', 'text'"),
+        ("tasks__coco__inputs", (), "expected 1 or more values"),
+        ("tasks__coco__inputs", ("image", "image"), "says one input twice"),
+        ("tasks__coco__output", "object", "did you mean objects?"),
+        ("tasks__qqp__max_tokens", 0, "0 is no length of a text"),
+        ("tasks__qqp__f1", "yes", "config.tasks.qqp.f1: expected True or False, got 'yes'"),
+        ("tasks__qqp__querys", 3, "unknown key (known here: cls_only, f1"),
+        ("tasks__coko", {}, "must give kind (detection, vision_language, language, image), or"),
+        ("tasks__coko", {}, "did you mean coco?"),
+        ("tasks__my.own", {"kind": "image"}, "names of tasks are letters, digits, _ and -"),
     ],
 )
 def test_what_cannot_be_is_refused(key, value, expected):
@@ -206,6 +225,21 @@ def test_metadata_of_a_checkpoint_of_another_version_reads():
         made, model=model, report=settings.ReportSettings()
     )
     assert settings.build(settings.ModelSettings, {}) == settings.ModelSettings()
+
+
+def test_metrics_must_exist():
+    def problems(config=None, **changes):
+        made = settings.from_config(config or unit.values("coco,qqp"))
+        train = dataclasses.replace(made.train, **changes)
+        return run.metric_problems(dataclasses.replace(made, train=train))
+
+    assert problems() == problems(best_metric="coco/AP50") == problems(best_metric="qqp/f1") == []
+    (told,) = problems(best_metric="coco/AP5")
+    assert "config.train.best_metric: coco has no metric 'AP5'; did you mean AP50?" in told
+    assert "did you mean accuracy" in problems(best_metric="qqp/acuracy")[0]
+    config = unit.values("coco")
+    config["tasks"]["coco"].update(metrics=("AP", "mAP"))
+    assert "config.tasks.coco.metrics" in problems(config)[0]
 
 
 def test_frozen_parameters_must_exist():

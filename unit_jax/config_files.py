@@ -109,7 +109,7 @@ def change(config: Any, changes: Mapping[str, Any]) -> list[str]:
         *groups, last = key.split(".")
         hint = hints.get(key)
         if groups[:1] == ["tasks"]:
-            hint = {**of_task, "ratio": float}.get(last)
+            hint = {**of_task, **tasks.SHORTHANDS, "ratio": float}.get(last)
             selected = config.get("tasks", {})
             if len(groups) != 2 or groups[1] not in selected:
                 problems.append(

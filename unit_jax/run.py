@@ -175,7 +175,7 @@ def open_run(config: Mapping[str, Any] | Settings, needs_initial_weights: bool =
     """
     settings = settings_lib.from_config(config)
     prepare_own(settings)
-    problems = []
+    problems = metric_problems(settings)
     try:
         data = PreparedData(
             settings.data.data_dir, settings.tasks, vocabulary=settings.data.vocabulary
@@ -199,6 +199,25 @@ def open_run(config: Mapping[str, Any] | Settings, needs_initial_weights: bool =
     if problem:
         raise ValueError(problem)
     return Run(settings, data, mesh, graph, *partitioning.abstract((params, statistics), mesh))
+
+
+def metric_problems(settings: Settings) -> list[str]:
+    """A line per task whose room or metrics do not exist, and one if the best metric does not."""
+    problems, reported = [], {}
+    for name, spec in settings.tasks.items():
+        try:
+            room = outputs.room(spec)
+            reported[name] = spec.metrics or room.default_metrics()
+        except ValueError as error:
+            problems.append(str(error))
+    task, _, metric = settings.train.best_metric.partition("/")
+    if task in reported and metric not in reported[task]:
+        near = fields.did_you_mean(metric, reported[task])
+        problems.append(
+            f"config.train.best_metric: {task} has no metric {metric!r}{near} "
+            f"(metrics: {', '.join(reported[task])})"
+        )
+    return problems
 
 
 def check_frozen(settings: OptimizerSettings, paths: Iterable[str]) -> str | None:

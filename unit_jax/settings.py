@@ -456,12 +456,12 @@ def from_saved(saved: Mapping[str, Any]) -> Settings:
     """
     known = fields.known(Settings, fields.plain(saved))
     ratios = known.pop("ratios", {})
-    of_task = [field.name for field in dataclasses.fields(tasks_lib.TaskSpec)][1:]
-    known["tasks"] = {
-        name: {"ratio": ratios.get(name, 1.0)}
-        | {key: value for key, value in spec.items() if key in of_task}
-        for name, spec in known.get("tasks", {}).items()
-    }
+    known["tasks"] = tasks = {}
+    for name, spec in fields.plain(saved.get("tasks", {})).items():
+        ratio = ratios.get(name, 1.0)
+        tasks[name] = dataclasses.asdict(tasks_lib.from_saved(name, spec))
+        tasks[name]["ratio"] = "size" if ratio == BY_SIZE else ratio
+        del tasks[name]["name"]
     return from_config(known)
 
 
@@ -549,11 +549,10 @@ def _tasks(
             ratios[name] = BY_SIZE
         else:
             ratios[name] = reader.convert(float, ratio, f"{where}.ratio", fields.About(low=0))
-        try:
-            taken = [spec.index for spec in specs.values()]
-            specs[name] = tasks_lib.resolve(name, overrides, taken)
-        except ValueError as error:
-            reader.problems.append(str(error))
+        taken = [spec.index for spec in specs.values()]
+        spec = tasks_lib.read(name, overrides, taken, reader)
+        if spec is not None:
+            specs[name] = spec
     if len(reader.problems) == before and not any(ratios.values()):
         reader.problem("config.tasks", "no task has a ratio above 0")
     return specs, ratios

@@ -9,9 +9,12 @@ are those of the reference configuration (MMF projects/unit, all_8_datasets).
 """
 
 import dataclasses
-import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
+
+from unit_jax import fields
+from unit_jax.fields import required, setting
 
 Transforms = Literal["detr", "resize"]
 
@@ -29,35 +32,41 @@ class TaskSpec:
 
     Attributes:
       name: key used in configs, logs, reports and parameter paths.
-      index: row of both task-embedding tables; each task has its own.
-      inputs: what goes in: ("image",), ("text",) or ("image", "text").
-      output: what comes out: "objects" (classes and boxes), "label" (one of several), "scores"
-        (several answers may be right to a degree), or "module:Class", a room of one's own.
-      num_queries: decoder queries of its own.
-      num_labels: classes without the no-object class (objects), labels or answers (others);
-        0 = as many as the prepared data have. Prepared data override the table.
-      num_attributes: attribute classes of the attribute head; 0 = no attribute head.
-      max_tokens: text length including [CLS] and [SEP]; 0 = no text.
-      cls_only: the decoder reads only the [CLS] hidden state of the text.
-      metrics: names of the metrics to report, the headline first; () = the room's own.
-      transforms: of images: "detr" (augmented in training, sizes rounded) or "resize" (one
-        resize, sizes rounded down: the reference's vision-and-language tasks).
-      submission: format of files of predictions for a benchmark's server: "coco", "vqa",
-        "snli_ve", "glue"; "" = the room's own.
     """
 
     name: str
-    index: int
-    inputs: tuple[Literal["image", "text"], ...]
-    output: str
-    num_queries: int = 25
-    num_labels: int = 0
-    num_attributes: int = 0
-    max_tokens: int = 0
-    cls_only: bool = True
-    metrics: tuple[str, ...] = ()
-    transforms: Transforms = "resize"
-    submission: Literal["", "coco", "vqa", "snli_ve", "glue"] = ""
+    index: int = required("row of both task-embedding tables; each task has its own", low=0)
+    inputs: tuple[Literal["image", "text"], ...] = required(
+        'what goes in: ("image",), ("text",) or ("image", "text")', items=1
+    )
+    output: str = required(
+        'what comes out: "objects" (classes and boxes), "label" (one of several), "scores" '
+        '(several answers may be right to a degree), or "module:Class", a room of one\'s own'
+    )
+    num_queries: int = setting(25, "decoder queries of its own", low=1)
+    num_labels: int = setting(
+        0,
+        "classes without the no-object class (objects), labels or answers (others); 0 = as many as "
+        "the prepared data have. Prepared data override it",
+        low=0,
+    )
+    num_attributes: int = setting(
+        0, "attribute classes of the attribute head; 0 = no attribute head", low=0
+    )
+    max_tokens: int = setting(0, "text length including [CLS] and [SEP]; 0 = no text", low=0)
+    cls_only: bool = setting(True, "the decoder reads only the [CLS] hidden state of the text")
+    metrics: tuple[str, ...] = setting(
+        (), "names of the metrics to report, the headline first; () = the room's own"
+    )
+    transforms: Transforms = setting(
+        "resize",
+        'of images: "detr" (augmented in training, sizes rounded) or "resize" (one resize, sizes '
+        "rounded down: the reference's vision-and-language tasks)",
+    )
+    submission: Literal["", "coco", "vqa", "snli_ve", "glue"] = setting(
+        "",
+        "format of files of predictions for a benchmark's server; \"\" = the room's own",
+    )
 
     @property
     def has_image(self) -> bool:
@@ -104,7 +113,7 @@ PUBLISHED: Mapping[str, TaskSpec] = {
 }
 
 FIELDS = tuple(field.name for field in dataclasses.fields(TaskSpec) if field.name != "name")
-SHORTHANDS = ("kind", "soft_targets", "f1")
+SHORTHANDS: Mapping[str, Any] = {"kind": str, "soft_targets": bool, "f1": bool}  # and their types
 
 
 def resolve(name: str, overrides: Mapping[str, Any], taken: Iterable[int] = ()) -> TaskSpec:
@@ -116,54 +125,97 @@ def resolve(name: str, overrides: Mapping[str, Any], taken: Iterable[int] = ()) 
       taken: rows of other tasks; a new task that gives no index gets the first free one from 10.
 
     Raises:
-      ValueError: an override is no field of TaskSpec, or a task that the table does not have
-        says neither `kind` nor `inputs` and `output`.
+      ValueError: a line for everything that is wrong: keys, types, ranges and names, text without
+        a length, or a task that the table does not have and that says neither `kind` nor `inputs`
+        and `output`.
     """
+    reader = fields.Reader()
+    spec = read(name, overrides, taken, reader)
+    if reader.problems:
+        raise ValueError("\n".join(reader.problems))
+    return spec
+
+
+def read(
+    name: str, overrides: Mapping[str, Any], taken: Iterable[int], reader: fields.Reader
+) -> TaskSpec | None:
+    """As `resolve`; what is wrong becomes lines of the reader, and None."""
+    where, before = f"config.tasks.{name}", len(reader.problems)
+    if not re.fullmatch(r"[\w-]+", name):
+        reader.problem(where, "names of tasks are letters, digits, _ and -")
+    known = (*FIELDS, *SHORTHANDS)
     for key in overrides:
-        if key not in (*FIELDS, *SHORTHANDS):
-            near = difflib.get_close_matches(key, (*FIELDS, *SHORTHANDS), 1)
-            raise ValueError(
-                f"config.tasks.{name}.{key}: unknown key"
-                f"{f'; did you mean {near[0]}?' if near else ''} "
-                f"(known: {', '.join(sorted((*FIELDS, *SHORTHANDS, 'ratio')))})"
-            )
-    values = _spelled_out(name, overrides)
-    if name in PUBLISHED:
-        return dataclasses.replace(PUBLISHED[name], **values)
+        if key not in known:
+            near = fields.did_you_mean(key, known)
+            options = ", ".join(sorted((*known, "ratio")))
+            reader.problem(f"{where}.{key}", f"unknown key{near} (known here: {options})")
+    values = {key: value for key, value in overrides.items() if key in known}
+    for key, hint in SHORTHANDS.items():
+        if key in values:
+            reader.convert(hint, values[key], f"{where}.{key}")
+    kind = values.get("kind")
+    if isinstance(kind, str) and kind not in KINDS:
+        near = fields.did_you_mean(kind, KINDS)
+        reader.problem(f"{where}.kind", f"{kind!r} is not one of {', '.join(KINDS)}{near}")
+        values |= KINDS["language"]  # in its place, so that the rest can be checked
+    values = _spelled_out({**values, "kind": kind if kind in tuple(KINDS) else None})
     missing = [field for field in ("inputs", "output") if field not in values]
-    if missing:
-        raise ValueError(
-            f"config.tasks.{name}: not one of the published tasks ({', '.join(PUBLISHED)}), so it "
-            f"must give kind ({', '.join(KINDS)}), or {' and '.join(missing)}"
+    if name in PUBLISHED:
+        values = {**dataclasses.asdict(PUBLISHED[name]), **values}
+        del values["name"]
+    elif missing:
+        near = fields.did_you_mean(name, PUBLISHED)
+        reader.problem(
+            where,
+            f"not one of the published tasks ({', '.join(PUBLISHED)}), so it must give kind "
+            f"({', '.join(KINDS)}), or {' and '.join(missing)}{near}",
         )
-    rows = {*taken, *(spec.index for spec in PUBLISHED.values())}
-    free = next(row for row in range(10, 10 + len(rows) + 1) if row not in rows)
-    return TaskSpec(name=name, **{"index": free, **values})
+        return None
+    else:
+        rows = {*taken, *(spec.index for spec in PUBLISHED.values())}
+        free = next(row for row in range(10, 10 + len(rows) + 1) if row not in rows)
+        values = {"index": free, **values}
+    spec = reader.read(TaskSpec, values, where, {"name": name})
+    if spec is not None:
+        for key, problem in _misfits(spec):
+            if f"{where}.{key}" not in reader.wrong:
+                reader.problem(f"{where}.{key}", problem)
+    return spec if len(reader.problems) == before else None
 
 
 def from_saved(name: str, saved: Mapping[str, Any]) -> TaskSpec:
     """The entry that a checkpoint's metadata describe, also one made before `inputs` existed."""
-    values = {key: value for key, value in saved.items() if key in (*FIELDS, *SHORTHANDS)}
-    values = _spelled_out(name, values)
+    values = _spelled_out(
+        {key: value for key, value in saved.items() if key in (*FIELDS, *SHORTHANDS)}
+    )
     if name in PUBLISHED:
         return dataclasses.replace(PUBLISHED[name], **values)
     return TaskSpec(name=name, **values)
 
 
-def _spelled_out(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _misfits(spec: TaskSpec) -> Iterator[tuple[str, str]]:
+    """What does not go together in an entry: (field, what is wrong with it)."""
+    if len(set(spec.inputs)) < len(spec.inputs):
+        yield "inputs", f"{spec.inputs!r} says one input twice"
+    if spec.output not in OUTPUTS and not re.fullmatch(r"[\w.]+:\w+", spec.output):
+        near = fields.did_you_mean(spec.output, OUTPUTS)
+        yield (
+            "output",
+            f"{spec.output!r} is no kind of answer{near} (known: {', '.join(OUTPUTS)}, or "
+            "module:Class, a subclass of unit_jax.outputs.base.Output)",
+        )
+    if spec.has_text and spec.max_tokens < 3:
+        yield "max_tokens", f"{spec.max_tokens} is no length of a text; give 3 or more"
+
+
+def _spelled_out(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Shorthands turned into fields; lists, as JSON has them, into tuples."""
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
     kind = values.pop("kind", None)
     soft, f1 = values.pop("soft_targets", False), values.pop("f1", False)
-    if kind is not None and kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, 1)
-        raise ValueError(
-            f"config.tasks.{name}.kind: {kind!r} is not one of {', '.join(KINDS)}"
-            f"{f'; did you mean {near[0]}?' if near else ''}"
-        )
     implied: dict[str, Any] = dict(KINDS[kind]) if kind else {}
-    if soft:
+    if soft is True:
         implied["output"] = "scores"
-    if f1:
+    if f1 is True:
         implied["metrics"] = ("accuracy", "f1")
     return {**implied, **values}
