@@ -134,9 +134,9 @@ def check_loss(declared: Declared, split: str, what: str, kept: int, listed: int
         raise ValueError(f"{where} lists no {what}; there is nothing to learn from")
     if not kinds:
         raise ValueError(f"{where}: {lost} of {listed} {what} cannot be used")
-    kind, count = kinds.most_common(1)[0]
-    first = [problem for problem in found if problem.kind == kind][:3]
-    if kind == "missing image":
+    most, count = kinds.most_common(1)[0]
+    first = [problem for problem in found if most == problem.kind][:3]
+    if most == "missing image":
         names = ", ".join(problem.detail.split(" is not in ")[0] for problem in first)
         folder = first[0].detail.split(" is not in ")[-1]
         raise ValueError(

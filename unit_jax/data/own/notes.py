@@ -11,7 +11,7 @@ from unit_jax.data.own.records import Built
 def warn(declared: Declared, built: Mapping[str, Built]) -> None:
     """Notes what a user should know though nothing stops for it: missing images, duplicates."""
     for split, problems in declared.problems.items():
-        missing = [problem for problem in problems.found if problem.kind == "missing image"]
+        missing = problems.of("missing image")
         if missing:
             names = ", ".join(problem.detail.split(" is not in ")[0] for problem in missing[:3])
             more = ", ..." if len(missing) > 3 else ""
@@ -19,7 +19,7 @@ def warn(declared: Declared, built: Mapping[str, Built]) -> None:
                 f"{split}: {len(missing)} images are missing ({names}{more}); their examples are "
                 "left out"
             )
-        sizes = sum(problem.kind == "image size" for problem in problems.found)
+        sizes = len(problems.of("image size"))
         if sizes > 0.5 * len(built.get(split, Built([], [], [], Counter())).records):
             declared.notes.append(
                 f"{split}: {sizes} images have another size than the annotations say; are these "

@@ -227,8 +227,7 @@ def _write_images(writer: prepare_lib.Writer, declared: Declared) -> Images:
 
 
 def _broken(declared: Declared) -> list[base.Problem]:
-    found = [problem for problems in declared.problems.values() for problem in problems.found]
-    return [problem for problem in found if problem.kind == "broken image"]
+    return [one for problems in declared.problems.values() for one in problems.of("broken image")]
 
 
 def _facts(

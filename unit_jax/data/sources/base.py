@@ -85,6 +85,10 @@ class Problems:
                 + ". Check the download, or raise --max_problems"
             )
 
+    def of(self, name: str) -> list[Problem]:
+        """The faults of one kind."""
+        return [problem for problem in self.found if name == problem.kind]
+
     def counts(self) -> dict[str, int]:
         """Number of faults by kind."""
         return dict(Counter(problem.kind for problem in self.found))
