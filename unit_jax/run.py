@@ -91,6 +91,7 @@ class Run:
             init_from.task_facts(self.settings, label_names(self.data)),
             vocabulary,
             tuple(read_lines(path)) if vocabulary else (),
+            self.settings.init_from.tasks,
         )
 
     def restored_model(self, checkpoint: epath.PathLike) -> Model:
@@ -336,7 +337,7 @@ def missing_weights(init_from: settings_lib.InitSettings) -> list[str]:
     return [
         f"weights: config.init_from.{field} = {path!r} does not exist; {_WEIGHTS[field]}, or set "
         f'config.init_from.{field}="" to start it fresh'
-        for field, path in dataclasses.asdict(init_from).items()
+        for field, path in ((name, getattr(init_from, name)) for name in _WEIGHTS)
         if path and not _is_there(field, path)
     ]
 

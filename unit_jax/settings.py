@@ -316,6 +316,11 @@ class InitSettings:
     )
     backbone: str = setting("weights/detr-r50-dc5-f0fb7ef5.pth", "a DETR checkpoint: its ResNet")
     text_encoder: str = setting("weights/bert-base-uncased", "a BERT: file, folder or hub name")
+    tasks: dict[str, str] = group(
+        dict,
+        "of some tasks the task of `model`'s checkpoint whose queries, head and decoder they start "
+        'from, "" = none; else one of the same name, for tasks of your own the most similar one',
+    )
 
 
 @dataclasses.dataclass(frozen=True)

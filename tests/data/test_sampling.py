@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from unit_jax.data import sampling
+from unit_jax.data import loader, sampling
 from unit_jax.settings import BY_SIZE
 
 
@@ -22,6 +22,15 @@ def test_classes_of_every_kind_of_record():
     assert sampling.classes_of({"label": 2}) == {2} and sampling.classes_of({"label": -1}) == set()
     assert sampling.classes_of({"answers": ["yes", "yes", "no"]}) == {"yes", "no"}
     assert sampling.classes_of({"number": 3.5}) == set()
+
+
+def test_training_repeats_what_the_setting_asks_for():
+    class Split(list):
+        height = width = num_tokens = None
+
+    split = Split([{"label": 0}] * 99 + [{"label": 1}])
+    assert loader._examples(split).times is None
+    np.testing.assert_allclose(loader._examples(split, 0.09).times, [1.0] * 99 + [3.0])
 
 
 def test_tasks_by_size_share_what_the_others_leave():

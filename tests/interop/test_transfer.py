@@ -103,6 +103,20 @@ def test_the_donor_reads_the_same_then_names_the_same(old):
     assert transfer.donor("visual_genome", TaskFacts(1, True, False), "classes", source) == ""
 
 
+def test_a_config_may_say_what_a_task_starts_from(old):
+    settings = settings_of(("asks", "vqa2", {}), ("vqa2", "vqa2", {}))
+    starts = dict(asks="qnli", vqa2="")
+    before, fitted = fit(source_of(old), settings, starts=starts)
+    np.testing.assert_array_equal(fitted.arrays["queries.asks"], old["queries.qnli"])
+    assert "queries.vqa2" not in fitted.arrays and "heads.vqa2.norm.scale" not in fitted.arrays
+    for wrong, told in (
+        (dict(asks="nli"), "'nli' is no task there; it has"),
+        (dict(x=""), "no task of"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            fit(source_of(old), settings, starts=wrong)
+
+
 def test_the_same_task_with_other_classes(old):
     settings = settings_of(("coco", "coco", dict(num_labels=4)))
     before, fitted = fit(source_of(old), settings)

@@ -69,7 +69,7 @@ def start_from(
     arrays, reports = dict(fresh), []
     whole = functools.partial(
         model_from_checkpoint,
-        model=model or transfer.Model(task_facts(settings)),
+        model=model or transfer.Model(task_facts(settings), starts=settings.init_from.tasks),
         bn_eps=settings.model.backbone.bn_eps,
     )
     for source, fill in (

@@ -51,11 +51,13 @@ class Model:
       tasks: by name.
       vocabulary: SHA-256 of its vocab.txt; "" = not known.
       tokens: that file's lines; () = not known.
+      starts: for some tasks the checkpoint's task to start from, "" = fresh; see `donor`.
     """
 
     tasks: Mapping[str, TaskFacts]
     vocabulary: str = ""
     tokens: tuple[str, ...] = ()
+    starts: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def fit(source: Source, fresh: Mapping[str, np.ndarray], model: Model) -> Fitted:
@@ -65,13 +67,15 @@ def fit(source: Source, fresh: Mapping[str, np.ndarray], model: Model) -> Fitted
       fresh: the model's parameters and statistics by path.
 
     Raises:
-      ValueError: the checkpoint is a UniT's of other widths; lists every array that shows it.
+      ValueError: the checkpoint is a UniT's of other widths; lists every array that shows it. Or
+        a task is to start from one that it does not have.
     """
     layers = _layers(fresh)
     donors = {
         name: donor(name, facts, layers.get(name, ""), source)
         for name, facts in model.tasks.items()
-    }
+        if name not in model.starts
+    } | _asked(model, source)
     origins = _origins(source.arrays, fresh, donors)
     arrays: Arrays = {}
     partly: list[str] = []
@@ -116,6 +120,18 @@ def fit(source: Source, fresh: Mapping[str, np.ndarray], model: Model) -> Fitted
     ]
     left = tuple(path for path in source.arrays if path not in used)
     return Fitted(arrays, tuple(partly), left, (*tasks, *dict.fromkeys(lines)))
+
+
+def _asked(model: Model, source: Source) -> dict[str, str]:
+    """The tasks that a config says what to start from, with that."""
+    known = _layers(source.arrays)
+    for name, start in model.starts.items():
+        where = f"config.init_from.tasks.{name}"
+        if name not in model.tasks:
+            raise ValueError(f"{where}: no task of this config; it has {', '.join(model.tasks)}")
+        if start and start not in known:
+            raise ValueError(f"{where}: {start!r} is no task there; it has {', '.join(known)}")
+    return dict(model.starts)
 
 
 def donor(name: str, facts: TaskFacts, layer: str, source: Source) -> str:

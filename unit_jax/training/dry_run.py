@@ -21,7 +21,7 @@ from unit_jax.data import loader, sampling
 from unit_jax.models.flat import Flat
 from unit_jax.outputs import drawing
 from unit_jax.outputs.objects.targets import ObjectTargets
-from unit_jax.runtime import distributed, partitioning
+from unit_jax.runtime import checkpoints, distributed, partitioning
 from unit_jax.training import loop
 from unit_jax.training import optimizer as optim
 from unit_jax.training.step import TrainState, TrainStep
@@ -55,11 +55,14 @@ def dry_run(run: run_lib.Run, workdir: epath.Path) -> None:
     if first:
         draw(run, examples, workdir / FILE)
         print(f"examples as training sees them: {workdir / FILE}")
-    for line in _time(run, state, optimizer):
-        if first:
-            print(line)
+        print("timing a few steps ...", flush=True)
+    told = _time(run, state, optimizer)
+    if first:
+        print(told)
     if first:
         print("nothing was trained or saved; the same command without --dry_run does it")
+        if checkpoints.exist(workdir):
+            print(f"({workdir} has checkpoints: it would go on from the newest, not start afresh)")
 
 
 def _tasks(run: run_lib.Run) -> Table:
@@ -180,7 +183,7 @@ def boxes(
         yield box * scale, int(label)
 
 
-def _time(run: run_lib.Run, state: TrainState, optimizer: optim.Optimizer) -> Iterator[str]:
+def _time(run: run_lib.Run, state: TrainState, optimizer: optim.Optimizer) -> str:
     """About how long training takes, from a few steps on this machine."""
     settings = run.settings
     step = TrainStep(run.graph, settings, optimizer, run.mesh)
@@ -200,7 +203,7 @@ def _time(run: run_lib.Run, state: TrainState, optimizer: optim.Optimizer) -> It
     shapes = len(loader.shapes(settings, run.data, "train"))
     total = seconds * settings.train.steps
     shape = "x".join(map(str, batch.bucket))
-    yield (
+    return (
         f"a step of {batch.task} at {shape} takes {seconds:.2f} s here after {compiled:.0f} s of "
         f"compiling: about {_duration(total)} for {settings.train.steps} such steps, beside "
         f"compiling {shapes} such shapes, reading, evaluation and checkpoints"
