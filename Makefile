@@ -5,12 +5,16 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo demo-fresh test test-slow parity parity-files lint lock clean
+.PHONY: demo demo-fresh demo-weights test test-slow parity parity-files lint lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/make_demo_data.py --output $(DEMO)/source
 	$(BIN)/python tools/prepare_data.py --source $(DEMO)/source --data_dir $(DEMO)/data
 	$(BIN)/python -m unit_jax.main --config=configs/demo.py --workdir=$(DEMO)
+
+# The weights that come with the package, from a finished `make demo`.
+demo-weights: $(VENV)/.installed
+	$(BIN)/python -m unit_jax.cli demo-weights --workdir $(DEMO) --data_dir $(DEMO)/data
 
 demo-fresh:
 	rm -rf $(DEMO)
@@ -38,7 +42,7 @@ lint: $(VENV)/.installed
 # The exact versions that `make demo` and `make test` install.
 lock:
 	rm -rf .venv.lock && $(PYTHON) -m venv .venv.lock
-	.venv.lock/bin/pip install -q -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "scikit-learn>=1.5" "ruff>=0.9" "setuptools>=77"
+	.venv.lock/bin/pip install -q -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "scikit-learn>=1.5" "ruff>=0.9" "setuptools>=77" "starlette>=0.40" "uvicorn>=0.30" "python-multipart>=0.0.18"
 	.venv.lock/bin/pip freeze --all --exclude pip --exclude-editable > requirements.lock
 	rm -rf .venv.lock
 

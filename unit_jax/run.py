@@ -20,7 +20,7 @@ from unit_jax import settings as settings_lib
 from unit_jax.data import choices, loader
 from unit_jax.data.own import prepare as own
 from unit_jax.data.prepared import PreparedData, fingerprint, read_lines
-from unit_jax.interop import init_from, sources, transfer
+from unit_jax.interop import init_from, sources, transfer, weights
 from unit_jax.models import flat
 from unit_jax.models.flat import Flat, Model
 from unit_jax.models.unit import Unit
@@ -114,7 +114,7 @@ class Run:
             {
                 "settings": dataclasses.asdict(self.settings),
                 "data": fingerprints(self.data),
-                "labels": label_names(self.data),
+                "names": weights.described(self.data),
             }
         )
 

@@ -26,7 +26,8 @@ import numpy as np
 from flax import nnx
 
 from unit_jax import config_files, outputs, paths
-from unit_jax.interop import bert, detr, init_from, mmf, sources, torch_files
+from unit_jax.data.prepared import PreparedData
+from unit_jax.interop import bert, detr, init_from, mmf, sources, torch_files, weights
 from unit_jax.models import flat
 from unit_jax.runtime import checkpoints
 from unit_jax.settings import Settings
@@ -53,7 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
     add(
         "--data_dir",
         help="--from: prepared data whose label and vocabulary counts the model has, as in "
-        "training; default: the counts of the config",
+        "training, and their names; default: the counts of the config, no names; --to safetensors: "
+        "names that an old checkpoint lacks",
+    )
+    add(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="float32",
+        help="--to safetensors: of matrices; half the bytes, or all bits",
     )
     options = parser.parse_args(arguments)
     try:
@@ -66,17 +74,23 @@ def main(arguments: list[str] | None = None) -> int:
             if options.bn_eps is None and options.source == "mmf":
                 eps += " (the config's; the files of MMF's model zoo want --bn_eps=0)"
             print(f"{eps}, saved with the settings")
-            import_checkpoint(options.source, options.input, settings, options.output)
+            import_checkpoint(
+                options.source, options.input, settings, options.output, options.data_dir
+            )
             print(how_to_use(options, settings))
         else:
-            export_checkpoint(options.target, options.input, options.output)
+            export_checkpoint(
+                options.target, options.input, options.output, options.data_dir, options.dtype
+            )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def import_checkpoint(source: str, path: str, settings: Settings, output: str) -> None:
+def import_checkpoint(
+    source: str, path: str, settings: Settings, output: str, data_dir: str | None = None
+) -> None:
     """Writes the working folder `output` from a PyTorch checkpoint, whole or not at all.
 
     Raises:
@@ -116,7 +130,12 @@ def import_checkpoint(source: str, path: str, settings: Settings, output: str) -
         }
         for group, leaves in (("params", params), ("statistics", statistics))
     }
-    metadata = {"settings": dataclasses.asdict(settings), "converted_from": source}
+    metadata: dict[str, Any] = {
+        "settings": dataclasses.asdict(settings),
+        "converted_from": source,
+    }
+    if data_dir:
+        metadata["names"] = weights.described(PreparedData(data_dir, settings.tasks))
     write_checkpoint(output, groups, checkpoints.jsonable(metadata))
     print(f"wrote {output}: {len(expected)} arrays")
 
@@ -143,8 +162,14 @@ def how_to_use(options: argparse.Namespace, settings: Settings) -> str:
     )
 
 
-def export_checkpoint(target: str, path: str, output: str) -> None:
+def export_checkpoint(
+    target: str, path: str, output: str, data_dir: str | None = None, dtype: str = "float32"
+) -> None:
     """Writes one file from one of our checkpoints, whole or not at all.
+
+    Args:
+      data_dir, dtype: of safetensors: prepared data with the names that an old checkpoint lacks,
+        and what matrices are stored as.
 
     Raises:
       ValueError: there is no readable checkpoint, or the suffix names no format.
@@ -154,15 +179,25 @@ def export_checkpoint(target: str, path: str, output: str) -> None:
     if suffix not in writers or (target == "safetensors" and suffix == ".pth"):
         expected = ".safetensors" if target == "safetensors" else " or ".join(writers)
         raise ValueError(f"{output}: the name of the output should end in {expected}")
-    arrays, metadata = sources.read_checkpoint(path)
-    if target == "mmf":
+    found = weights.read(path, data_dir or "")
+    arrays, metadata = found.arrays, dict(found.metadata)
+    if target == "safetensors":
+        metadata["names"] = weights.as_json(found.names, found.vocabulary)
+        nameless = [task for task in metadata["settings"]["tasks"] if task not in found.names]
+        if nameless:
+            told = ", ".join(nameless)
+            print(f"it has no names of the labels of {told}; --data_dir DIR would give them")
+    elif target == "mmf":
         arrays = mmf.export_state(arrays, metadata["settings"]["loss"]["no_object_weight"])
     elif target == "detr":
         arrays = detr.export_weights(arrays)
     elif target == "bert":
         arrays = bert.export_weights(arrays)
     Path(output).absolute().parent.mkdir(parents=True, exist_ok=True)
-    writers[suffix](output, arrays)
+    if target == "safetensors":
+        weights.write_safetensors(output, arrays, metadata, dtype)
+    else:
+        writers[suffix](output, arrays)
     print(f"wrote {output}: {len(arrays)} entries")
 
 
@@ -171,7 +206,6 @@ def load_settings(config: str, bn_eps: float | None, data_dir: str | None) -> Se
     settings = config_files.read(config)
     if data_dir:
         from unit_jax import run as run_lib
-        from unit_jax.data.prepared import PreparedData
 
         data = PreparedData(data_dir, settings.tasks, vocabulary=settings.data.vocabulary)
         settings = run_lib.with_label_counts(settings, data)

@@ -1,0 +1,116 @@
+"""Makes the weights that come with the package from a finished demo run.
+
+unit-jax demo-weights --workdir runs/demo --data_dir runs/demo/data
+
+Writes unit_jax/demo/weights/demo.safetensors (16 bits, with names, vocabulary, settings and figures
+in its header), a model card beside it, and a few pictures to try it on. The figures are those of
+the run's report.json.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+LIMIT = 5_000_000  # bytes; it lies in the repository
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--workdir", default="runs/demo", help="a finished demo run")
+    add("--data_dir", default="", help="its prepared data, if its checkpoints lack names")
+    add("--output", default="", help="folder to write to; default: that of the package")
+    options = parser.parse_args(arguments)
+    try:
+        print(make(Path(options.workdir), options.data_dir, options.output))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def make(workdir: Path, data_dir: str = "", output: str = "") -> str:
+    """Writes weights and card; returns a line about them.
+
+    Raises:
+      ValueError: the run is not finished, lacks names, or its weights are too large.
+    """
+    from unit_jax.api import card
+    from unit_jax.interop import sources, weights
+    from unit_jax.runtime import checkpoints
+
+    found = weights.read(workdir, data_dir)
+    lacking = [task for task in found.metadata["settings"]["tasks"] if task not in found.names]
+    if lacking or not found.vocabulary:
+        raise ValueError(f"{workdir}: it has no names of {', '.join(lacking)}; give --data_dir")
+    steps = found.metadata["settings"]["train"]["steps"]
+    _, step = checkpoints.locate(workdir)
+    if step < steps:
+        raise ValueError(f"{workdir}: at step {step} of {steps}; let the run finish")
+    metadata = described(found, step, figures(workdir))
+    target = Path(output) if output else sources.demo_file().parent
+    target.mkdir(parents=True, exist_ok=True)
+    path = target / "demo.safetensors"
+    weights.write_safetensors(path, found.arrays, metadata, "float16")
+    if path.stat().st_size > LIMIT:
+        size = path.stat().st_size
+        path.unlink()
+        raise ValueError(f"{path}: {size:,} bytes, more than {LIMIT:,}; make the model smaller")
+    shipped = weights.read(path)
+    text = card.write(weights.renamed(shipped, "demo"), "UniT, demo weights")
+    (target / "README.md").write_text(text, encoding="utf-8")
+    draw_pictures(target.parent / "pictures")
+    return f"{path}: {path.stat().st_size:,} bytes, step {step}"
+
+
+def draw_pictures(folder: Path, count: int = 6) -> None:
+    """Scenes that no split holds, for people to try the model on."""
+    from PIL import Image
+
+    from unit_jax.demo import scenes, world
+
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = world.DemoSettings(seed=1_000)
+    for number, (_, scene) in enumerate(
+        itertools.islice(world.coco_scenes(settings, "val"), count), start=1
+    ):
+        Image.fromarray(scenes.render(scene)).save(folder / f"scene-{number}.png", optimize=True)
+
+
+def described(found: Any, step: int, rows: list[dict]) -> dict[str, Any]:
+    """The metadata to ship: what the checkpoint tells, without folders of the machine it was
+    made on, with names and figures."""
+    from unit_jax.interop import weights
+
+    metadata = json.loads(json.dumps(found.metadata))
+    metadata["settings"]["data"]["data_dir"] = ""
+    metadata["names"] = weights.as_json(found.names, found.vocabulary)
+    return metadata | {
+        "step": step,
+        "made_by": "make demo && make demo-weights",
+        "figures": rows,
+        "figures_split": "val",
+    }
+
+
+def figures(workdir: Path) -> list[dict]:
+    """The rows of the run's report.
+
+    Raises:
+      ValueError: there is none.
+    """
+    path = workdir / "report.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; let the run finish")
+    rows = json.loads(path.read_text())
+    return [{key: row[key] for key in ("task", "metric", "value", "baseline")} for row in rows]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
