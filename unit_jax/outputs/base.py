@@ -187,6 +187,10 @@ class Output(abc.ABC):
         """What metrics and people need of the answers; arrays whose first dimension is the batch.
         Small ones: those of a whole split are kept in host memory."""
 
+    def shown(self, outputs: Outputs, head: nnx.Module) -> dict[str, Array]:
+        """`predict`, and what people like to see beside it; of labels, the score of each."""
+        return self.predict(outputs, head)
+
     # ---- Evaluation (NumPy, on the host) ---------------------------------------------------------
 
     @abc.abstractmethod
@@ -245,6 +249,11 @@ class Output(abc.ABC):
         Args:
           prediction: the example's row of each array of `predict`.
         """
+
+    def said(self, prediction: Predictions, names: Names) -> str:
+        """One example's answer in words, where nobody knows what is true."""
+        del names
+        return ", ".join(f"{name} {np.round(value, 3)}" for name, value in prediction.items())
 
     @abc.abstractmethod
     def describe(self, record: Record, prediction: Predictions, names: Names) -> Described:

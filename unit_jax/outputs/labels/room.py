@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from flax import nnx, struct
@@ -52,6 +54,20 @@ class _Labelled(Output):
 
     def predict(self, outputs: Outputs, head: ClassificationHead) -> dict[str, Array]:
         return self.from_logits(outputs.logits[-1])
+
+    def shown(self, outputs: Outputs, head: ClassificationHead) -> dict[str, Array]:
+        """`predict`, and the `scores` of all labels; that of one that is never chosen is -1."""
+        logits = outputs.logits[-1]
+        return {**self.from_logits(logits), "scores": self.probabilities(logits)}
+
+    def probabilities(
+        self, logits: Float[Array, "examples labels"]
+    ) -> Float[Array, "examples labels"]:
+        """What logits stand for, in [0, 1]."""
+        raise NotImplementedError
+
+    def said(self, prediction: Predictions, names: Names) -> str:
+        return names.label(int(prediction["labels"]))
 
     def from_logits(self, logits: Float[Array, "examples labels"]) -> dict[str, Array]:
         """The predictions that logits stand for; JAX or NumPy arrays."""
@@ -119,6 +135,11 @@ class Label(_Labelled):
         labels = metrics.best_labels(logits)
         return {"labels": labels, "scores": metrics.probabilities(logits).max(-1)}
 
+    def probabilities(
+        self, logits: Float[Array, "examples labels"]
+    ) -> Float[Array, "examples labels"]:
+        return jax.nn.softmax(logits)
+
     def all_metrics(self) -> tuple[str, ...]:
         return ("accuracy", "f1")
 
@@ -182,6 +203,12 @@ class Scores(_Labelled):
         labels = metrics.best_answers(logits)
         best = logits[:, metrics.UNKNOWN + 1 :].max(-1)
         return {"labels": labels, "scores": metrics.sigmoid(best)}
+
+    def probabilities(
+        self, logits: Float[Array, "examples labels"]
+    ) -> Float[Array, "examples labels"]:
+        known = jnp.arange(logits.shape[-1]) != metrics.UNKNOWN
+        return jnp.where(known, jax.nn.sigmoid(logits), -1)
 
     def all_metrics(self) -> tuple[str, ...]:
         return ("vqa_accuracy", "vqa_evalai_accuracy")
