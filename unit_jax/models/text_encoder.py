@@ -88,7 +88,7 @@ class TextEncoder(nnx.Module):
         positions = self.position_projection(self.position_embedding[:count].astype(self.dtype))
         return Memory(
             self.memory_projection(y[:, :count]),
-            spread(at_least_float32(positions), (len(y), *positions.shape), positions.dtype),
+            spread(at_least_float32(positions), (y.shape[0], *positions.shape), positions.dtype),
             token_mask[:, :count],
         )
 
