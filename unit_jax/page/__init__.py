@@ -1,0 +1,1 @@
+"""The page: a model's tasks in a browser, on this machine alone."""
