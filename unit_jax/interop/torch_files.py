@@ -152,11 +152,13 @@ def _on_disk(path: epath.Path) -> Iterator[Path]:
 def _read(path: Path) -> Any:
     with open(path, "rb") as file:
         head = file.read(9)
+    if head[8:9] == b"{":  # first: the length before it may begin with the others' marks
+        return _read_safetensors(path)
     if head.startswith(b"PK"):
         return _read_zip(path)
     if head.startswith(b"\x80"):
         return _read_legacy(path)
-    if path.suffix == ".safetensors" or head[8:9] == b"{":
+    if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if tarfile.is_tarfile(path):
         with _tar_member(path) as member:
