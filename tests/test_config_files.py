@@ -98,6 +98,8 @@ def test_shipped_configs_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert config_files.find("configs/unit.py").samefile(unit.__file__)
     assert config_files.find("demo.py").samefile(demo.__file__)
+    for name in ("configs/demo.py:coco", f"{demo.__file__}:coco"):
+        assert list(config_files.read(name).tasks) == ["coco"]
     (tmp_path / "configs").mkdir()
     own = tmp_path / "configs" / "unit.py"
     own.write_text("")

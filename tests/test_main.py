@@ -43,3 +43,27 @@ def test_tasks_that_cannot_be_chosen_are_named(flags, told, tmp_path):
 def test_an_unknown_key_is_named(flag, tmp_path):
     told = errors_of("--config=configs/demo.py", flag, f"--workdir={tmp_path}")
     assert flag in told and "unknown key" in told and len(told.splitlines()) == 1
+
+
+def test_mistakes_are_told_before_anything_heavy_is_imported(tmp_path):
+    script = """
+import sys
+sys.modules.update(dict.fromkeys(["jax", "flax", "grain", "tensorflow_datasets", "numpy"]))
+from unit_jax import main
+main.run()
+"""
+    flags = [
+        "--config=configs/demo.py", f"--workdir={tmp_path / 'run'}", "--config.model.dtype=bf16",
+        "--config.data.flip_probability=5", "--config.train.best_metric=vqa/accuracy",
+        "--config.tasks.qqp.kind=vison", "--config.tasks.sst2.index", "ten",
+        "--config.tasks.vqa2.num_queries=5.5", "--config.report.blind_chek",
+        "--config.tasks.coco.index=1",
+    ]  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", script, *flags], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 1 and "Traceback" not in run.stderr and "\\" not in run.stderr
+    for place in ("model.dtype", "data.flip_probability", "train.best_metric", "tasks.qqp.kind",
+                  "tasks.sst2.index", "tasks.vqa2.num_queries", "report.blind_chek",
+                  "tasks.visual_genome.index"):  # fmt: skip
+        assert f"\n  config.{place}: " in run.stderr, run.stderr

@@ -206,7 +206,7 @@ def test_the_nearest_name():
 
 
 def test_the_page_of_settings_is_what_the_tool_prints():
-    told = "run: python tools/show_settings.py > docs/configuration.md"
+    told = "run: unit-jax show-settings > docs/configuration.md"
     assert (ROOT / "docs" / "configuration.md").read_text() == show_settings.page(), told
 
 

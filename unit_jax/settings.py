@@ -221,7 +221,7 @@ class DataSettings:
         low=0,
     )
     eval_max_side: int = setting(1333, "longest side of the same", low=1)
-    # `tools/choose_buckets.py` prints these, and what padding costs with them.
+    # `unit-jax choose-buckets` prints these, and what padding costs with them.
     buckets: tuple[tuple[int, int], ...] = setting(
         (
             (576, 768),
@@ -327,7 +327,7 @@ class InitSettings:
 class MeshSettings:
     """Sizes of the device mesh's axes; one of them may be -1 and takes what remains.
 
-    `tools/show_sharding.py` prints what lies where.
+    `unit-jax show-sharding` prints what lies where.
     """
 
     data: int = setting(-1, "examples are split over it, parameters are copied", low=-1)

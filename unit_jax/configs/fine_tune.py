@@ -1,7 +1,7 @@
 """Fine-tuning on your own data. Copy this file, change the lines marked <--, and run
 
-    python -m unit_jax.main --config=fine_tune.py --workdir=runs/mine --dry_run
-    python -m unit_jax.main --config=fine_tune.py --workdir=runs/mine
+    unit-jax train --config=fine_tune.py --workdir=runs/mine --dry_run
+    unit-jax train --config=fine_tune.py --workdir=runs/mine
 
 The first command shows what would be trained, the second trains, stops when nothing gets better,
 and reports the best. What is 0, () or -1 here is chosen by the data and the devices, and told.

@@ -1,6 +1,6 @@
 """The read side of prepared data: records and images by row, checked against the manifest.
 
-`tools/prepare_data.py` leaves in a data folder
+`unit-jax prepare` leaves in a data folder
 
     manifest.json                  what is prepared: counts, label names, fingerprints
     vocab.txt, answers_vqa.txt     copies of the vocabulary and of the answer list
@@ -150,7 +150,7 @@ class PreparedData:
     """A data folder, checked: every task is there, complete, and fits the vocabulary.
 
     Args:
-      data_dir: folder that tools/prepare_data.py filled.
+      data_dir: folder that `unit-jax prepare` filled.
       tasks: names of the tasks that are needed.
       vocabulary: vocab.txt, folder or hub name that the run asks for; "" takes the folder's own.
 
@@ -280,7 +280,7 @@ def _read_index(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _remedy(path: pathlib.Path) -> str:
     """The second one, of a file in <name>/<version>/."""
-    return f"or prepare {path.parent.parent.name} again (tools/prepare_data.py --overwrite)"
+    return f"or prepare {path.parent.parent.name} again (unit-jax prepare --overwrite)"
 
 
 def verify(data: PreparedData) -> int:
@@ -312,7 +312,7 @@ def verify(data: PreparedData) -> int:
             "--verify_data: the prepared data are damaged:\n  "
             + "\n  ".join(faults)
             + "\ncopy these files again from where they are whole, or prepare again "
-            "(tools/prepare_data.py --overwrite)"
+            "(unit-jax prepare --overwrite)"
         )
     return len(files)
 

@@ -1,7 +1,7 @@
 """Measures training steps on made-up batches: speed, where the time goes, FLOPs, memory.
 
-python tools/benchmark.py --image 320x320 --batch 2 --tasks coco,vqa2,qnli
-python tools/benchmark.py --reference torch --json benchmark.json
+unit-jax benchmark --image 320x320 --batch 2 --tasks coco,vqa2,qnli
+unit-jax benchmark --reference torch --json benchmark.json
 
 Per task, and for the mixture (steps weighted by the config's sampling ratios):
 

@@ -1,6 +1,6 @@
 """Compares this library with numbers that the reference, MMF's PyTorch UniT, computed.
 
-python tools/check_parity.py FILE.npz [FILE.npz ...]
+unit-jax check-parity FILE.npz [FILE.npz ...]
 
 A file describes a model, its inputs and what came out. The model is built here, filled by the
 recipe that made the reference's weights, run through the functions that training and evaluation

@@ -1,6 +1,6 @@
 """Chooses the shapes that images and texts are padded to, and shows what padding they cost.
 
-python tools/choose_buckets.py [--config configs/unit.py] [--sizes FILE | --data_dir DIR]
+unit-jax choose-buckets [--config configs/unit.py] [--sizes FILE | --data_dir DIR]
 
 Sizes come from a file with a line "width height count" per image size (default: a sample of
 COCO's, coco_sizes.txt beside this file, for every task), or from prepared data (of each task its

@@ -1,6 +1,6 @@
 """Compiles all programs of a run, first with an empty cache, then from the cache; no data needed.
 
-python tools/compile_report.py --config configs/unit.py
+unit-jax compile-report --config configs/unit.py
 
 These are the programs that a run compiles before its first step (`train.compile_ahead`), for every
 task and every shape of `data.buckets` or `data.text_buckets`: gradients and predictions, and one

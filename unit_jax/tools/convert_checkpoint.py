@@ -1,7 +1,7 @@
 """Converts checkpoints: PyTorch files to ours, and ours back.
 
-python tools/convert_checkpoint.py --from mmf --input FILE.pth --config configs/unit.py --output DIR
-python tools/convert_checkpoint.py --to mmf --input DIR --output FILE.pth
+unit-jax convert --from mmf --input FILE.pth --config configs/unit.py --output DIR
+unit-jax convert --to mmf --input DIR --output FILE.pth
 
 --from mmf wants a whole UniT of the config's tasks, and maybe of others (a .pth, or the model
 zoo's tar; the zoo's COCO model goes with configs/unit.py:coco,separate_decoders); --from detr fills
@@ -142,7 +142,7 @@ def import_checkpoint(
 
 def how_to_use(options: argparse.Namespace, settings: Settings) -> str:
     """The commands that take what was converted, with the settings that it needs."""
-    run = f"python -m unit_jax.main --config={options.config}"
+    run = f"unit-jax --config={options.config}"
     if options.data_dir:
         run += f" --config.data.data_dir={options.data_dir}"
     if options.bn_eps is not None:

@@ -1,6 +1,6 @@
 """Draws the demo world and writes its eight data sets in the official file layouts.
 
-python tools/make_demo_data.py --output DIR [--seed 0] [--scale 1]
+unit-jax demo-data --output DIR [--seed 0] [--scale 1]
 """
 
 import argparse

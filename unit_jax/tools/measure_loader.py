@@ -1,6 +1,6 @@
 """Measures how many images a second the loader prepares, and where the time goes.
 
-python tools/measure_loader.py [--workers 0,1,2] [--images 512]
+unit-jax measure-loader [--workers 0,1,2] [--images 512]
 
 The pictures are made up: 640 x 480 pixels with the detail of photographs, JPEG of COCO's usual
 size, resized to 1066 x 800 as in evaluation. Processor time leaves out what other work on the

@@ -1,6 +1,6 @@
 """Measures what exactness under padding costs.
 
-python tools/measure_masking.py [--config configs/unit.py] [--bucket 320x320] [--batch 2]
+unit-jax measure-masking [--config configs/unit.py] [--bucket 320x320] [--batch 2]
 
 A model that masks padding and one that does not run a detection task forward and backward on the
 same padded images, in turns, so that what else the machine does meets both. The medians of both and

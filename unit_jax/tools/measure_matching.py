@@ -1,6 +1,6 @@
 """Measures where a detection step's assignment is best solved.
 
-python tools/measure_matching.py --tasks coco [--batch 2] [--image 320x320] [--repeats 10]
+unit-jax measure-matching --tasks coco [--batch 2] [--image 320x320] [--repeats 10]
 
 The same gradients are computed in three ways, by turns, so that other load meets all of them:
 

@@ -1,7 +1,7 @@
 """Prepares data sets for training: files in, checked ArrayRecord files out.
 
-python tools/prepare_data.py --source DIR --data_dir DIR [--datasets coco,vqa2]
-python tools/prepare_data.py --config FILE.py [--data_dir DIR] [--summary OUT.json]
+unit-jax prepare --source DIR --data_dir DIR [--datasets coco,vqa2]
+unit-jax prepare --config FILE.py [--data_dir DIR] [--summary OUT.json]
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """The paper's tables: lists the rows, runs them, and prints measured beside published figures.
 
-python tools/reproduce.py --list
-python tools/reproduce.py --row all_8_shared_coco_init --runs runs/paper --data_dir data
-python tools/reproduce.py --report runs/paper
+unit-jax reproduce --list
+unit-jax reproduce --row all_8_shared_coco_init --runs runs/paper --data_dir data
+unit-jax reproduce --report runs/paper
 
 A row's working folder is RUNS/NAME. What it starts from is run before, and a run that was cut off
 goes on where it was. `--demo` runs rows at the demo's size, on data that it makes in RUNS/data;

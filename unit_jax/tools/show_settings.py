@@ -1,6 +1,6 @@
 """Prints all settings as tables: name, default, values, what it does.
 
-python tools/show_settings.py > docs/configuration.md
+unit-jax show-settings > docs/configuration.md
 
 They come from the dataclasses (`unit_jax/settings.py`, `unit_jax/tasks.py`), where a setting is
 added by one field; a test keeps the page equal to what this prints.
@@ -20,7 +20,7 @@ from unit_jax.tasks import TaskSpec
 HEAD = """\
 # Settings
 
-`python tools/show_settings.py > docs/configuration.md` writes this page; the text stands in
+`unit-jax show-settings > docs/configuration.md` writes this page; the text stands in
 `unit_jax/settings.py` and `unit_jax/tasks.py`.
 
 A config is a Python file with a function `get_config` that returns nested settings, as a dict or an

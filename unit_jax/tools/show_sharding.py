@@ -1,6 +1,6 @@
 """Shows how a model and its optimiser lie on a mesh; no device and no data is needed.
 
-python tools/show_sharding.py --config configs/unit.py --mesh data=2,fsdp=4,tensor=1
+unit-jax show-sharding --config configs/unit.py --mesh data=2,fsdp=4,tensor=1
 
 A line per parameter: path, shape, the mesh axes that its dimensions are split over ("-" = whole)
 and the bytes that one device holds of it; at the end the totals. The optimiser's moments lie as

@@ -1,6 +1,6 @@
 """Says whether a file of predictions can be handed in, and what is wrong with it if not.
 
-python tools/validate.py FILE --task vqa2 --split test --data_dir data
+unit-jax validate FILE --task vqa2 --split test --data_dir data
 
 The same check follows every `--mode=predict`. With --data_dir the file is compared with the
 prepared split: every example once, known categories and labels. Without it only the form is
