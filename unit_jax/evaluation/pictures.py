@@ -89,7 +89,7 @@ def figure_of(panels: Sequence[Panel], title: str) -> Figure:
     """All panels, one row of pictures a task and one card a text."""
     with_images = [panel for panel in panels if panel.spec.has_image]
     texts = [panel for panel in panels if not panel.spec.has_image]
-    inches = (0.7, 2.85 * len(with_images) + 0.3, 1.25 * len(texts))  # title, pictures, cards
+    inches = (0.7, 2.85 * len(with_images) + 0.5, 1.25 * len(texts))  # title, pictures, cards
     figure = Figure(figsize=(2.6 * COLUMNS, sum(inches)), facecolor="white", dpi=110)
     figure.text(0.07, 1 - 0.25 / sum(inches), title,
                 size=17, weight="bold", color=INK, va="top")  # fmt: skip
@@ -98,7 +98,7 @@ def figure_of(panels: Sequence[Panel], title: str) -> Figure:
         size=10, color=MUTED, va="top", ha="right",
     )  # fmt: skip
     below = sum(inches)
-    blocks = zip(((), with_images, texts), inches, (0, 0.3, 0.15), (0, 0.6, 0.15), strict=True)
+    blocks = zip(((), with_images, texts), inches, (0, 0.3, 0.15), (0, 0.8, 0.15), strict=True)
     for block, height, gap, margin in blocks:
         top, below = below, below - height
         if not block:
