@@ -8,10 +8,11 @@ import pytest
 from etils import epath
 
 from tests import ROOT, tiny
-from unit_jax import config_files, own_data
+from unit_jax import config_files, outputs, own_data
 from unit_jax import run as run_lib
 from unit_jax import settings as settings_lib
 from unit_jax.data import loader
+from unit_jax.evaluation import formats
 from unit_jax.tools import prepare_data
 from unit_jax.training import loop
 
@@ -82,6 +83,31 @@ def test_every_format_gives_batches(prepared_dir, capsys):
     assert all(f"## {name}\n" in report for name in ALL)
     for name in ALL:
         assert (prepared_dir / "data_report" / f"{name}.png").stat().st_size > 5000
+
+
+def test_predictions_speak_of_images_and_classes_as_the_files_do(prepared_dir, tmp_path):
+    content = json.loads((EXAMPLES / "signs/val.json").read_text())
+    for entry in content["categories"]:
+        entry["id"] *= 11
+    for entry in content["annotations"]:
+        entry["category_id"] *= 11
+    (tmp_path / "signs").mkdir()
+    (tmp_path / "signs/val.json").write_text(json.dumps(content))
+    images = str(EXAMPLES / "signs")
+    path = str(tmp_path / "signs/val.json")
+    own = {"signs": {"format": "coco", "train": path, "val": path, "images": images}}
+    run = run_lib.open_run(values(tmp_path / "data", own))
+    record = run.data.split("signs", "val")[3]
+    prediction = {
+        "labels": np.array([2, 0]), "scores": np.array([0.9, 0.1], np.float32),
+        "boxes_cxcywh": np.full((2, 4), 0.5, np.float32),
+    }  # fmt: skip
+    names = run.data.names("signs")
+    found = outputs.room(run.settings.tasks["signs"]).entries(record, prediction, names)
+    kept = formats.FORMATS["coco"].entries(found)
+    assert [(e["image_id"], e["category_id"]) for e in kept] == [(103, 33), (103, 11)]
+    expected = formats.expected_of(run.data, "signs", "val")
+    assert [expected.labels[n] for n in (11, 22, 33)] == ["stop", "yield", "go"]
 
 
 @pytest.mark.slow

@@ -151,6 +151,8 @@ def task(
     """
     if options["format"] in DETECTION:
         fields = {"kind": "detection", "num_queries": 100}
+        if options["format"] == "coco":
+            fields["submission"] = "coco"
     elif options["format"] == "questions":
         fields = {
             "kind": "vision_language",

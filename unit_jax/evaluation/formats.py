@@ -298,10 +298,13 @@ def expected_of(data: PreparedData, task: str, split: str) -> Expected:
     Raises:
       ValueError: the task or the split is not prepared.
     """
-    examples = data.split(task, split)
+    examples, names = data.split(task, split), data.names(task)
     ids = tuple(str(examples[row]["id"]) for row in range(len(examples)))
-    names = data.names(task)
-    return Expected(ids, names.submitted or names.labels, len(names.attributes))
+    labels = names.submitted or names.labels
+    if examples.num_objects is not None and names.submitted:  # category ids of one's own files
+        named = dict(zip(map(int, names.submitted), names.labels, strict=True))
+        labels = tuple(named.get(number, "") for number in range(max(named) + 1))
+    return Expected(ids, labels, len(names.attributes))
 
 
 class _Faults:

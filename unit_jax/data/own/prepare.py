@@ -240,8 +240,10 @@ def _facts(
         facts = {
             "num_labels": len(classes.names),
             "label_names": classes.names,
-            "label_keys": classes.keys,
         }
+        ids = [key for key in classes.keys if key.isdecimal() and len(key) < 6]
+        if declared.detection and len(ids) == len(classes.keys):
+            facts["submitted_labels"] = classes.keys  # predictions speak of categories by these
         return facts, None
     names = _answer_list(declared, built["train"])
     content = "".join(f"{name}\n" for name in names).encode()

@@ -185,18 +185,24 @@ def _classes(axes, built, facts) -> None:
         axes.barh(places + number * width, [rows.counts[i] for i in order], width, label=split)
     axes.set_yticks(places, [textwrap.shorten(names[i], 18, placeholder="…") for i in order])
     axes.invert_yaxis()
-    axes.legend(frameon=False)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(loc="lower right")
     axes.set_title("classes" if len(names) <= _BARS else f"the {_BARS} largest classes")
 
 
-def _per_split(axes, built, values, title, unit) -> None:
+def _per_split(axes, built, values, title, unit, whole=True) -> None:
     everything = np.concatenate([np.asarray(values(rows), float) for rows in built.values()])
     if not len(everything):
         return
-    edges = np.linspace(everything.min(), max(everything.max(), everything.min() + 1), 30)
+    low, high = everything.min(), everything.max()
+    if whole and high - low < _BARS:
+        edges = np.arange(low, high + 2) - 0.5
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    else:
+        edges = np.linspace(low, max(high, low + 1), _BARS)
     for split, rows in built.items():
-        axes.hist(values(rows), edges, histtype="step", label=split)
-    axes.set_yscale("log")
+        axes.hist(values(rows), edges, histtype="stepfilled", alpha=0.5, label=split)
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel(unit)
     axes.set_title(title)
     axes.legend(frameon=False)
@@ -214,7 +220,7 @@ def _box_sizes(axes, built, facts) -> None:
         areas = [r["boxes_xywh"][:, 2] * r["boxes_xywh"][:, 3] for r in rows.records]
         return np.sqrt(np.concatenate(areas)) if areas else []
 
-    _per_split(axes, built, sizes, "box sizes", "root of the area in pixels")
+    _per_split(axes, built, sizes, "box sizes", "root of the area in pixels", whole=False)
 
 
 def _image_sizes(axes, built, facts) -> None:

@@ -140,7 +140,11 @@ class Objects(Output):
         attr_score and attr_label too."""
         found = metrics.to_coco(record["id"], self.detections(record, prediction))
         # A number that no class has can never be right, and a server knows none of it.
-        return [e for e in found if not names.labels or names.labels[e["category_id"]]]
+        found = [e for e in found if not names.labels or names.labels[e["category_id"]]]
+        if names.submitted:  # ids that the data set's own files have
+            for entry in found:
+                entry["category_id"] = int(names.submitted[entry["category_id"]])
+        return found
 
     def describe(self, record: Record, prediction: Predictions, names: Names) -> Described:
         found = prediction["labels"][prediction["scores"] >= MIN_SCORE]
