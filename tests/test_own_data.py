@@ -133,7 +133,7 @@ def test_the_example_of_the_page_is_as_short_as_it_says_and_paths_start_at_its_f
     monkeypatch.chdir(tmp_path)
     settings = config_files.read("mine/config.py")
     assert settings.data.own["signs"]["train"] == str(tmp_path / "mine/signs/train.json")
-    assert list(settings.tasks) == ["reviews", "signs"]
+    assert list(settings.tasks) == ["signs", "reviews"]
     status = prepare_data.main(
         ["--config", "mine/config.py", "--data_dir", "out", "--summary", "sum.json"]
     )
