@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests import REFERENCE_FILES
+from unit_jax.models import lean
 from unit_jax.outputs.base import Flip
 from unit_jax.outputs.objects import boxes, targets
 from unit_jax.tools import check_parity
@@ -70,14 +71,14 @@ def test_approximate_gelu_is_found(monkeypatch, capsys):
     assert {"out/hidden_states", "out/scores"} <= found
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
-def test_wrong_gradient_is_found_whatever_sides_relus_take(activation, monkeypatch, capsys):
-    right = getattr(jax.nn, activation)
+@pytest.mark.parametrize(("module", "activation"), [(jax.nn, "gelu"), (lean, "relu_input")])
+def test_wrong_gradient_is_found_whatever_sides_relus_take(module, activation, monkeypatch, capsys):
+    right = getattr(module, activation)
 
     def learns_more(x, *args, **kwargs):
         return right(x, *args, **kwargs) + 0.01 * (x - jax.lax.stop_gradient(x))
 
-    monkeypatch.setattr(jax.nn, activation, learns_more)
+    monkeypatch.setattr(module, activation, learns_more)
     found = failures(CASES / "no_task_embedding.npz", capsys)
     assert found == {"grad_norm", "grad_probe"}
 
@@ -85,7 +86,7 @@ def test_wrong_gradient_is_found_whatever_sides_relus_take(activation, monkeypat
 def test_only_relus_that_float32_is_unsure_of_change_sides():
     def passed(x, sides):
         with model_files.relus(sides) as taken:
-            y = jax.nn.relu(x)
+            y = lean.relu(x)
         return y.sum(), (y, taken)
 
     x = np.float32([4, -1e-6, 1e-6, 0, 1e-6, -1e-3, 1e-3])

@@ -11,8 +11,8 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from tests.training import test_sharding as world
 from unit_jax import run as run_lib
+from unit_jax.models import attention
 from unit_jax.models import flat as functional
-from unit_jax.models import transformer, unit
 from unit_jax.outputs.objects import matching
 from unit_jax.runtime import partitioning
 from unit_jax.training import optimizer as optim
@@ -157,8 +157,8 @@ def test_attention_pads_for_the_kernel(monkeypatch, queries, keys, masked):
         for length in (queries, keys, keys)
     )
     mask = jnp.arange(keys) < jnp.array([[2], [keys], [1]]) if masked else None
-    wanted = transformer.fused_attention(q, k, v, mask)
     xla = jax.nn.dot_product_attention
+    wanted = xla(q, k, v, mask=None if mask is None else mask[:, None, None, :])
 
     def kernel(q, k, v, mask, implementation):
         assert implementation == "cudnn"
@@ -166,7 +166,7 @@ def test_attention_pads_for_the_kernel(monkeypatch, queries, keys, masked):
         return xla(q, k, v, mask=mask)
 
     as_on_a_gpu(monkeypatch, kernel=kernel)
-    np.testing.assert_array_equal(transformer.fused_attention(q, k, v, mask), wanted)
+    np.testing.assert_array_equal(attention.fused_attention(q, k, v, mask), wanted)
 
 
 @pytest.mark.parametrize("kind", ["detection", "vision_language", "language"])

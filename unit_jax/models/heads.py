@@ -6,7 +6,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from unit_jax.batch import Outputs
-from unit_jax.models.transformer import Keys, LayerNorm, Linear, dropout
+from unit_jax.models.dropout import dropout
+from unit_jax.models.lean import gelu, relu
+from unit_jax.models.transformer import Keys, LayerNorm, Linear
 from unit_jax.precision import at_least_float32
 from unit_jax.tasks import TaskSpec
 
@@ -28,8 +30,8 @@ class DetectionHead(nnx.Module):
     ) -> Outputs:
         """Class logits, and boxes as (cx, cy, w, h) in [0, 1], in at least float32."""
         del keys  # no dropout
-        x = jax.nn.relu(self.boxes[0](hidden_states))
-        x = self.boxes[2](jax.nn.relu(self.boxes[1](x)))
+        x = relu(self.boxes[0](hidden_states))
+        x = self.boxes[2](relu(self.boxes[1](x)))
         logits = at_least_float32(self.classes(hidden_states))
         return Outputs(hidden_states, logits, jax.nn.sigmoid(at_least_float32(x)))
 
@@ -50,7 +52,7 @@ class AttributeHead(nnx.Module):
         """Attribute logits; loss and prediction both see them after the ReLU, as the reference."""
         embedded = self.class_embedding[...][class_ids].astype(hidden_states.dtype)
         x = self.linear1(jnp.concatenate([hidden_states, embedded], axis=-1))
-        return jax.nn.relu(at_least_float32(self.linear2(x)))
+        return relu(at_least_float32(self.linear2(x)))
 
 
 class ClassificationHead(nnx.Module):
@@ -77,5 +79,5 @@ class ClassificationHead(nnx.Module):
         """Label logits in at least float32."""
         read = hidden_states if self.all_layers else hidden_states[-1:]
         x = self.transform(dropout(read[:, :, 0], self.dropout, keys()))
-        logits = at_least_float32(self.labels(self.norm(jax.nn.gelu(x, approximate=False))))
+        logits = at_least_float32(self.labels(self.norm(gelu(x))))
         return Outputs(hidden_states, logits)

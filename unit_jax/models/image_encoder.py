@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -113,7 +114,7 @@ def sine_positions(
     encoded = []
     for axis in (1, 2):
         place = jnp.cumsum(mask, axis, dtype=dtype)
-        extent = jnp.take(place, jnp.array([-1]), axis, mode="wrap")
+        extent = jax.lax.slice_in_dim(place, mask.shape[axis] - 1, None, axis=axis)
         angle = (place / (extent + 1e-6) * (2 * math.pi))[..., None] / frequency
         pairs = jnp.stack([jnp.sin(angle[..., 0::2]), jnp.cos(angle[..., 1::2])], axis=-1)
         encoded.append(pairs.reshape(angle.shape))

@@ -12,7 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from unit_jax.models import lean
+from unit_jax.models.lean import from_inputs, relu
 from unit_jax.models.transformer import recomputed
+from unit_jax.precision import at_least_float32
 from unit_jax.runtime.partitioning import whole
 from unit_jax.settings import BackboneSettings
 
@@ -44,6 +47,31 @@ def _zero_padding(x: Float[Array, "batch height width channels"], sizes) -> Arra
     return jnp.where(valid_mask(sizes, *x.shape[1:3])[..., None], x, 0)
 
 
+def relu_inside(
+    x: Float[Array, "batch height width channels"], sizes: Int[Array, "batch 2"] | None
+) -> Float[Array, "batch height width channels"]:
+    """ReLU, and zero outside the valid region; the derivative keeps the result alone, which the
+    convolution that reads it keeps as well."""
+    return _relu_inside(lean.relu_input(x), sizes)
+
+
+@jax.custom_vjp
+def _relu_inside(x, sizes):
+    return _zero_padding(jnp.maximum(x, 0), sizes)
+
+
+def _relu_inside_forward(x, sizes):
+    y = _zero_padding(jnp.maximum(x, 0), sizes)
+    return y, y
+
+
+def _relu_inside_backward(y, cotangent):
+    return jnp.where(y > 0, cotangent, 0), None
+
+
+_relu_inside.defvjp(_relu_inside_forward, _relu_inside_backward)
+
+
 class FrozenBatchNorm(nnx.Module):
     """Batch norm with fixed statistics, folded into a multiplication and an addition (float32)."""
 
@@ -56,13 +84,19 @@ class FrozenBatchNorm(nnx.Module):
         self.calibrating = False
 
     def __call__(self, x: Float[Array, "... channels"]) -> Float[Array, "... channels"]:
-        if self.calibrating:
-            axes = tuple(range(x.ndim - 1))
-            self.mean[...], self.var[...] = x.mean(axes), x.var(axes)
-        multiplier = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
-        shift = self.bias[...] - self.mean[...] * multiplier
+        multiplier, shift = self.folded()
         # Rounded once, at the end: where a mean is large, its product and the shift nearly cancel.
         return (x * multiplier + shift).astype(x.dtype)
+
+    def folded(self) -> tuple[Float[Array, "channels"], Float[Array, "channels"]]:
+        """(multiplier, shift): the norm of x is x * multiplier + shift."""
+        multiplier = self.scale[...] * jax.lax.rsqrt(self.var[...] + self.eps)
+        return multiplier, self.bias[...] - self.mean[...] * multiplier
+
+    def calibrate(self, x: Float[Array, "... channels"]) -> None:
+        """Takes the mean and variance of x."""
+        axes = tuple(range(x.ndim - 1))
+        self.mean[...], self.var[...] = x.mean(axes), x.var(axes)
 
 
 class Conv(nnx.Module):
@@ -84,9 +118,26 @@ class Conv(nnx.Module):
         self.dilation = dilation
 
     def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "..."]:
+        return self._convolve(x, self.kernel[...])
+
+    def normed(
+        self, x: Float[Array, "batch height width inputs"], norm: FrozenBatchNorm
+    ) -> Float[Array, "..."]:
+        """norm(self(x)); the multiplication is done to the kernel. The derivative keeps x."""
+        if norm.calibrating:
+            y = self(x)
+            norm.calibrate(y)
+            return norm(y)
+        multiplier, shift = norm.folded()
+        scaled = from_inputs(lambda x, kernel, by: self._convolve(x, kernel * by))
+        y = scaled(x, self.kernel[...], multiplier)
+        # Rounded once more, at the end: a large mean and the shift nearly cancel.
+        return (at_least_float32(y) + shift).astype(x.dtype)
+
+    def _convolve(self, x: Array, kernel: Array) -> Array:
         # Gathered before use: what XLA's partitioner made of convolutions whose channels are split
-        # over `tensor` had wrong gradients (jax 0.10.2, CPU; tests/test_sharding.py).
-        kernel = whole(self.kernel[...].astype(x.dtype))
+        # over `tensor` had wrong gradients (jax 0.10.2, CPU; tests/training/test_sharding.py).
+        kernel = whole(kernel.astype(x.dtype))
         if kernel.shape[:2] == (1, 1):
             # A matrix product: on CPU, XLA computes its gradient for the kernel several times
             # faster than a convolution's.
@@ -129,11 +180,11 @@ class Bottleneck(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch height width inputs"], sizes) -> Array:
         """`sizes`: valid size of the input, or None."""
-        y = jax.nn.relu(self.bn1(self.conv1(x)))
-        y = jax.nn.relu(self.bn2(self.conv2(_zero_padding(y, sizes))))
-        y = self.bn3(self.conv3(y))
-        shortcut = self.shortcut_bn(self.shortcut_conv(x)) if self.projects else x
-        return jax.nn.relu(shortcut + y)
+        y = relu_inside(self.conv1.normed(x, self.bn1), sizes)
+        y = relu(self.conv2.normed(y, self.bn2))
+        y = self.conv3.normed(y, self.bn3)
+        shortcut = self.shortcut_conv.normed(x, self.shortcut_bn) if self.projects else x
+        return relu(shortcut + y)
 
 
 class ResNet(nnx.Module):
@@ -178,11 +229,11 @@ class ResNet(nnx.Module):
           sizes: (height, width) of the valid region; None treats padding as picture, as the
             reference does.
         """
-        x = jax.nn.relu(self.bn1(self.conv1(_zero_padding(x, sizes))))
+        x = self.conv1.normed(_zero_padding(x, sizes), self.bn1)
         sizes = halve(sizes)
         # After ReLU zero is neutral for the maximum, as is the -inf at the border.
         x = jax.lax.reduce_window(
-            _zero_padding(x, sizes),
+            relu_inside(x, sizes),
             -jnp.inf,
             jax.lax.max,
             window_dimensions=(1, 3, 3, 1),

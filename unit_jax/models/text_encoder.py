@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from unit_jax.models.dropout import dropout
+from unit_jax.models.lean import from_inputs
 from unit_jax.models.transformer import (
     EncoderLayer,
     Keys,
@@ -12,7 +14,6 @@ from unit_jax.models.transformer import (
     Linear,
     Memory,
     bert_std,
-    dropout,
     normal,
     prepend,
     through_layers,
@@ -105,9 +106,7 @@ class TextEncoder(nnx.Module):
                 f"text of {tokens} tokens, but model.text_encoder.max_positions is "
                 f"{self.position_embedding.shape[0]}"
             )
-        words = self.word_embedding[...][input_ids]
-        # The embedding of [PAD] is not learned (the reference's padding_idx).
-        words = jnp.where((input_ids == PAD_ID)[..., None], jax.lax.stop_gradient(words), words)
+        words = from_inputs(look_up)(self.word_embedding[...], input_ids)
         x = words + self.segment_embedding[...][segment_ids] + self.position_embedding[:tokens]
         return dropout(self.embedding_norm(x), self.dropout, keys()).astype(self.dtype)
 
@@ -131,3 +130,11 @@ class TextEncoder(nnx.Module):
             scan=self.scan_layers,
         )
         return x
+
+
+def look_up(
+    table: Float[Array, "rows width"], ids: Int[Array, "batch tokens"]
+) -> Float[Array, "batch tokens width"]:
+    """Rows of a table; that of [PAD] is not learned (the reference's padding_idx)."""
+    rows = table[ids]
+    return jnp.where((ids == PAD_ID)[..., None], jax.lax.stop_gradient(rows), rows)

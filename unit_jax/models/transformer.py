@@ -1,5 +1,6 @@
 """Attention and transformer layers, shared by image encoder, text encoder and decoder."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -9,7 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from unit_jax.precision import at_least_float32, divide, spread
+from unit_jax.models.attention import attend, fused_attention
+from unit_jax.models.dropout import dropout, relu_dropout
+from unit_jax.models.lean import from_inputs, gelu
+from unit_jax.precision import at_least_float32, spread
 from unit_jax.runtime.partitioning import split_examples
 
 Init = nnx.initializers.Initializer
@@ -42,21 +46,6 @@ class Keys:
             return None
         self._count += 1
         return jax.random.fold_in(self._key, self._count)
-
-
-def dropout(x: Float[Array, "... width"], rate: float, key: Array | None) -> Float[Array, "..."]:
-    """Zeroes elements with probability `rate` (to within 2^-17), scales the rest to the same mean.
-
-    An element takes 16 random bits, half of a word of the generator: drawing them is what dropout
-    costs, and `jax.random.bernoulli` takes 32.
-    """
-    if key is None or rate == 0:
-        return x
-    *batch, width = x.shape
-    words = jax.random.bits(key, (*batch, (width + 1) // 2), jnp.uint32)
-    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(*batch, -1)[..., :width]
-    dropped = round(rate * 2**16)
-    return jnp.where(halves >= dropped, divide(x, 1 - dropped / 2**16), 0)
 
 
 def torch_default(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -151,12 +140,20 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(bias)
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        y = product(x, self.kernel[...])
         return y + spread(self.bias[...], y.shape, y.dtype)
 
 
+@from_inputs
+def product(
+    x: Float[Array, "... inputs"], kernel: Float[Array, "inputs outputs"]
+) -> Float[Array, "... outputs"]:
+    """x times a matrix cast to the dtype of x; the derivative casts it again and keeps no copy."""
+    return x @ kernel.astype(x.dtype)
+
+
 class LayerNorm(nnx.Module):
-    """Layer norm over the last axis, in at least float32."""
+    """Layer norm over the last axis, in at least float32; the derivative keeps x in its dtype."""
 
     def __init__(self, width: int, eps: float = 1e-5):
         self.scale = nnx.Param(jnp.ones(width))
@@ -164,10 +161,20 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... width"]) -> Float[Array, "... width"]:
-        y = at_least_float32(x)
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.eps)
-        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+        normed = from_inputs(functools.partial(layer_norm, eps=self.eps))
+        return normed(x, self.scale[...], self.bias[...])
+
+
+def layer_norm(
+    x: Float[Array, "... width"],
+    scale: Float[Array, "width"],
+    bias: Float[Array, "width"],
+    eps: float,
+) -> Float[Array, "... width"]:
+    y = at_least_float32(x)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + eps)
+    return (y * scale + bias).astype(x.dtype)
 
 
 def fused_xavier(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
@@ -215,42 +222,12 @@ class Attention(nnx.Module):
             for projected in (self.query(query), self.key(key), self.value(value))
         )
         dropout_key = keys()
-        if self.fused and (dropout_key is None or self.dropout_rate == 0):
-            return self.out(fused_attention(q, k, v, mask).reshape(query.shape))
-        wide = jnp.promote_types(q.dtype, jnp.float32)
-        q = divide(q, math.sqrt(q.shape[-1]))
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=wide)
-        if mask is not None:
-            logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(wide).min)
-        weights = dropout(jax.nn.softmax(logits), self.dropout_rate, dropout_key).astype(v.dtype)
-        return self.out(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(query.shape))
-
-
-def fused_attention(
-    q: Float[Array, "batch queries heads head_width"],
-    k: Float[Array, "batch keys heads head_width"],
-    v: Float[Array, "batch keys heads head_width"],
-    mask: Bool[Array, "batch keys"] | None,
-) -> Float[Array, "batch queries heads head_width"]:
-    """Attention by one kernel where there is one for these arrays, else by XLA.
-
-    The kernel is cuDNN's, for NVIDIA GPUs and 16-bit numbers. It wants even numbers of queries and
-    keys, which a task token makes odd, so both are padded; and a mask with an axis for the queries.
-    """
-    queries, keys, head_width = q.shape[1], k.shape[1], q.shape[3]
-    has_kernel = q.dtype.itemsize == 2 and head_width % 8 == 0 and head_width <= 128
-    if jax.default_backend() != "gpu" or not has_kernel:
-        mask = None if mask is None else mask[:, None, None, :]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)
-    if mask is None and keys % 2:
-        mask = jnp.ones((len(k), keys), bool)
-    even = lambda x: jnp.pad(x, [(0, 0), (0, x.shape[1] % 2)] + [(0, 0)] * (x.ndim - 2))  # noqa: E731
-    q, k, v = map(even, (q, k, v))
-    if mask is not None:
-        mask = even(mask)[:, None, None, :]
-        mask = jnp.broadcast_to(mask, (len(q), 1, q.shape[1], k.shape[1]))
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
-    return out[:, :queries]
+        drops = dropout_key is not None and self.dropout_rate > 0
+        if self.fused and not drops:
+            out = fused_attention(q, k, v, mask)
+        else:
+            out = attend(q, k, v, mask, self.dropout_rate, dropout_key)
+        return self.out(out.reshape(query.shape))
 
 
 class FeedForward(nnx.Module):
@@ -276,10 +253,10 @@ class FeedForward(nnx.Module):
     def __call__(self, x: Float[Array, "... width"], keys: Keys) -> Float[Array, "... width"]:
         hidden = self.linear1(x)
         if self.activation == "relu":
-            hidden = jax.nn.relu(hidden)
+            hidden = relu_dropout(hidden, self.dropout_rate, keys())
         else:
-            hidden = jax.nn.gelu(hidden, approximate=False)
-        return self.linear2(dropout(hidden, self.dropout_rate, keys()))
+            hidden = dropout(gelu(hidden), self.dropout_rate, keys())
+        return self.linear2(hidden)
 
 
 class EncoderLayer(nnx.Module):

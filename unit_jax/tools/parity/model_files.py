@@ -16,7 +16,7 @@ import numpy as np
 from unit_jax import outputs as rooms
 from unit_jax.batch import Batch, Outputs
 from unit_jax.interop import mmf
-from unit_jax.models import flat
+from unit_jax.models import flat, lean
 from unit_jax.models import image_encoder as image_encoder_lib
 from unit_jax.models import unit as unit_lib
 from unit_jax.models.transformer import Keys
@@ -148,7 +148,7 @@ def relus(sides: Sides | None = None) -> Iterator[list[jax.Array]]:
     With `sides`, an input that float32 cannot tell from zero is moved to the given one. What a
     ReLU makes of its input, and its gradient, remain its own.
     """
-    relu, taken = jax.nn.relu, []
+    read, taken = lean.relu_input, []
 
     def sided(x: jax.Array) -> jax.Array:
         if sides is not None:
@@ -157,9 +157,9 @@ def relus(sides: Sides | None = None) -> Iterator[list[jax.Array]]:
             there = jnp.where(side, 1e-30, -1e-30) + (x - jax.lax.stop_gradient(x))
             x = jnp.where(uncertain & (side != (x > 0)), there.astype(x.dtype), x)
         taken.append(x > 0)
-        return relu(x)
+        return read(x)
 
-    with mock.patch.object(jax.nn, "relu", sided):
+    with mock.patch.object(lean, "relu_input", sided):
         yield taken
 
 
