@@ -49,7 +49,7 @@ MASKS = {"all": None, "some": lambda keys: jnp.arange(keys) < jnp.array([[keys],
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 @pytest.mark.parametrize(
     ("queries", "keys", "function"),
-    [(5, 7, attend), (19, 19, by_chunks), (16, 24, by_chunks), (33, 10, by_chunks)],
+    [(5, 7, attend), (19, 19, by_chunks), (33, 10, by_chunks)],
 )
 def test_values_and_gradients(queries, keys, function, rate, mask):
     key = jax.random.key(4) if rate else None
@@ -155,9 +155,10 @@ def test_an_encoder_layer_keeps_each_number_once(text):
     assert all(leaf.dtype == jnp.bfloat16 for leaf in large if leaf.size > 2 * batch * tokens * 4)
     # Attention: its input with positions, q, k, v, result; what the norms read and the first
     # one's result; the feed-forward's hidden values, before and after GELU where that is used.
-    rows = (7 if text else 8) * width + hidden * (2 if text else 1) + 3 * width
+    rows = (8 if text else 9) * width + hidden * (2 if text else 1)
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in found)
-    assert total < batch * tokens * 2 * rows
+    small = batch * tokens * 4 * (2 * 4 + 1)  # two numbers a query and head, and the mask
+    assert total <= batch * tokens * 2 * rows + small + 100
 
 
 def test_a_backbone_keeps_each_number_once():

@@ -53,7 +53,7 @@ def attend(
         bias = jnp.zeros((k.shape[0], keys), wide) if bias is None else bias
         bias = jnp.pad(bias, ((0, 0), (0, more)), constant_values=-jnp.inf)
         k, v = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (k, v))
-    return _attend(q, k, v, bias, seed, rate, chunk)
+    return _attend(q, k, v, bias, seed, rate, chunk).reshape(q.shape)
 
 
 def fused_attention(
@@ -165,8 +165,9 @@ def _forward(q, k, v, bias, seed, rate, chunk):
         out = (out / ((1 - rate) * total[..., None])).astype(q.dtype)
         return out, maximum, total
 
-    found = _each(one, queries, chunk, divide(q, q.shape[-1] ** 0.5))
-    out, maximum, total = map(kept_for_backward, found)
+    out, maximum, total = _each(one, queries, chunk, divide(q, q.shape[-1] ** 0.5))
+    out = out.reshape(*out.shape[:2], -1)  # as the product that follows keeps it
+    out, maximum, total = map(kept_for_backward, (out, maximum, total))
     return out, (q, k, v, bias, seed, out, maximum, total)
 
 
@@ -174,6 +175,7 @@ def _backward(rate, chunk, residuals, cotangent):
     q, k, v, bias, seed, out, maximum, total = residuals
     queries = q.shape[1]
     wide = maximum.dtype
+    cotangent, out = cotangent.reshape(q.shape), out.reshape(q.shape)
     # Of softmax's derivative: the mean of the weights' cotangents, weighted.
     mean = (cotangent.astype(wide) * out.astype(wide)).sum(-1)
 
