@@ -11,7 +11,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from tests.training import test_sharding as world
 from unit_jax import run as run_lib
-from unit_jax.models import attention
+from unit_jax.models import attention, unit
 from unit_jax.models import flat as functional
 from unit_jax.outputs.objects import matching
 from unit_jax.runtime import partitioning
