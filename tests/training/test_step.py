@@ -134,7 +134,7 @@ def kept_bytes(policy: str) -> int:
 
 def test_recomputing_keeps_less():
     nothing, layers, everything = map(kept_bytes, ("nothing", "layers", "everything"))
-    assert everything < layers < 0.7 * nothing
+    assert everything < layers < 0.9 * nothing  # parameters, which all of them hold, included
 
 
 @pytest.mark.parametrize("kind", ["detection", "vision_language", "language"])
