@@ -8,6 +8,7 @@ import pytest
 from configs import demo, unit
 from tests import ROOT
 from unit_jax import fields, run, settings
+from unit_jax.interop import weights
 from unit_jax.runtime import checkpoints
 from unit_jax.tools import show_settings
 
@@ -210,21 +211,24 @@ def test_the_page_of_settings_is_what_the_tool_prints():
     assert (ROOT / "docs" / "configuration.md").read_text() == show_settings.page(), told
 
 
-def test_metadata_of_a_checkpoint_of_another_version_reads():
+def test_metadata_of_a_checkpoint_made_before_a_setting_existed_reads():
     made = settings.from_config(demo.values("coco,qqp"))
-    saved = checkpoints.jsonable(dataclasses.asdict(made))
-    assert settings.from_saved(saved) == made
-    # Before these existed, and after one existed that is no more.
-    del saved["model"]["scan_layers"], saved["model"]["text_encoder"]["tied_fresh_keys"]
-    del saved["report"], saved["tasks"]["coco"]["num_attributes"]
-    saved["model"]["backbone"]["colour"] = saved["model"]["colour"] = saved["colours"] = 3
-    saved["tasks"]["qqp"]["colour"] = 3
+    saved = checkpoints.jsonable({"settings": dataclasses.asdict(made)})
+    assert weights.settings_of(saved, "here") == (made.model, made.tasks, made.data)
+    inner = saved["settings"]
+    del inner["model"]["scan_layers"], inner["model"]["text_encoder"]["tied_fresh_keys"]
+    del inner["data"]["truncate_objects"], inner["tasks"]["coco"]["num_attributes"]
+    # Tasks had a kind before they had inputs and outputs.
+    for name in ("inputs", "output", "metrics", "transforms", "submission"):
+        del inner["tasks"]["qqp"][name]
+    inner["tasks"]["qqp"].update(kind="language", soft_targets=False, f1=True)
     tied = dataclasses.replace(made.model.text_encoder, tied_fresh_keys=False)
     model = dataclasses.replace(made.model, text_encoder=tied)
-    assert settings.from_saved(saved) == dataclasses.replace(
-        made, model=model, report=settings.ReportSettings()
-    )
-    assert settings.build(settings.ModelSettings, {}) == settings.ModelSettings()
+    assert weights.settings_of(saved, "here") == (model, made.tasks, made.data)
+    # Made by a later version, with what cannot be left out without a word.
+    inner["model"]["colour"] = 3
+    with pytest.raises(ValueError, match="model.colour: unknown key"):
+        weights.settings_of(saved, "here")
 
 
 def test_metrics_must_exist():

@@ -16,7 +16,7 @@ and a run "with COCO init" adds `--config.init_from.model=RUN`, a run of 1 (of 1
 
 The paper's ablations are `coco,snli_ve,mnli` with one of the other VARIANTS.
 
-What is not said here is at its default: docs/configuration.md, `unit_jax/settings.py`.
+What is not said here is at its default: docs/configuration.md, `unit_jax/settings/groups.py`.
 """
 
 from collections.abc import Mapping

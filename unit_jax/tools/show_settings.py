@@ -2,8 +2,8 @@
 
 unit-jax show-settings > docs/configuration.md
 
-They come from the dataclasses (`unit_jax/settings.py`, `unit_jax/tasks.py`), where a setting is
-added by one field; a test keeps the page equal to what this prints.
+They come from the dataclasses (`unit_jax/settings/groups.py`, `unit_jax/tasks.py`), where a setting
+is added by one field; a test keeps the page equal to what this prints.
 """
 
 import argparse
@@ -21,7 +21,7 @@ HEAD = """\
 # Settings
 
 `unit-jax show-settings > docs/configuration.md` writes this page; the text stands in
-`unit_jax/settings.py` and `unit_jax/tasks.py`.
+`unit_jax/settings/groups.py` and `unit_jax/tasks.py`.
 
 A config is a Python file with a function `get_config` that returns nested settings, as a dict or an
 `ml_collections.ConfigDict`. What it leaves out takes the default, which is the paper's value. The
