@@ -32,6 +32,9 @@ SPLIT = flags.DEFINE_string("split", "val", "eval, predict: which splits, with c
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "train: shows what would be trained, and about how long, and ends."
 )
+VERIFY = flags.DEFINE_bool(
+    "verify_data", False, "Compare all prepared files with their digests before anything else."
+)
 TASKS = flags.DEFINE_string("tasks", "", "eval, predict: which tasks, with commas; default all.")
 
 
@@ -53,45 +56,57 @@ def main(argv: list[str]) -> int:
         print(f"error: {named}{error}", file=sys.stderr)
         return 1
     # Imported late: `--help` and mistakes should not wait for JAX.
+    from unit_jax.runtime import exits, stopping
+
+    with stopping.handled("before anything was done"):
+        try:
+            return _run(settings)
+        except (ValueError, FloatingPointError, OSError) as error:
+            if isinstance(error, OSError) and not exits.is_full(error):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return exits.of(error)
+
+
+def _run(settings: settings_lib.Settings) -> int:
     from unit_jax import paths
     from unit_jax import run as run_lib
+    from unit_jax.data import prepared
     from unit_jax.evaluation import closing, submissions
     from unit_jax.runtime import checkpoints, distributed
     from unit_jax.training import compilation, dry_run, loop
 
     training = MODE.value == "train"
-    try:
-        if training and CHECKPOINT.value:
-            raise ValueError(
-                f"--checkpoint={CHECKPOINT.value}: training goes on from --workdir; to start from "
-                "another checkpoint's weights use --config.init_from.model"
-            )
-        workdir = paths.from_flag("--workdir", WORKDIR.value)
-        checkpoint = paths.from_flag("--checkpoint", CHECKPOINT.value or WORKDIR.value)
-        distributed.initialize(settings.distributed)
-        with distributed.together():
-            with paths.reaching("--workdir" if training else "--checkpoint", checkpoint):
-                fresh = training and not checkpoints.exist(workdir)
-                if not training:
-                    checkpoint = run_lib.located(checkpoint, workdir, settings)
-            run = run_lib.open_run(settings, needs_initial_weights=fresh)
-        distributed.check_workdir(workdir)
-        command = {"--mode": MODE.value, "--checkpoint": str(checkpoint), "--split": SPLIT.value}
-        command["--tasks"] = TASKS.value
-        distributed.check_agreement({**command, **run.facts()})
-        compilation.keep_programs(workdir / "compilation_cache")
-        with distributed.LastWords(workdir / checkpoints.FOLDER) as last_words:
-            if training and DRY_RUN.value:
-                dry_run.dry_run(run, workdir)
-            elif training:
-                return loop.train(run, workdir, last_words)
-            elif MODE.value == "eval":
-                closing.evaluate_checkpoint(run, checkpoint, workdir, SPLIT.value)
-            else:
-                submissions.predict_checkpoint(run, checkpoint, workdir, SPLIT.value)
-    except (ValueError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if training and CHECKPOINT.value:
+        raise ValueError(
+            f"--checkpoint={CHECKPOINT.value}: training goes on from --workdir; to start from "
+            "another checkpoint's weights use --config.init_from.model"
+        )
+    workdir = paths.from_flag("--workdir", WORKDIR.value)
+    checkpoint = paths.from_flag("--checkpoint", CHECKPOINT.value or WORKDIR.value)
+    distributed.initialize(settings.distributed)
+    with distributed.together():
+        with paths.reaching("--workdir" if training else "--checkpoint", checkpoint):
+            fresh = training and not checkpoints.exist(workdir)
+            if not training:
+                checkpoint = run_lib.located(checkpoint, workdir, settings)
+        run = run_lib.open_run(settings, needs_initial_weights=fresh)
+        if VERIFY.value:
+            print(f"{prepared.verify(run.data)} files of prepared data are as they were made")
+    distributed.check_workdir(workdir)
+    command = {"--mode": MODE.value, "--checkpoint": str(checkpoint), "--split": SPLIT.value}
+    command["--tasks"] = TASKS.value
+    distributed.check_agreement({**command, **run.facts()})
+    compilation.keep_programs(workdir / "compilation_cache")
+    with distributed.LastWords(workdir / checkpoints.FOLDER) as last_words:
+        if training and DRY_RUN.value:
+            dry_run.dry_run(run, workdir)
+        elif training:
+            return loop.train(run, workdir, last_words)
+        elif MODE.value == "eval":
+            closing.evaluate_checkpoint(run, checkpoint, workdir, SPLIT.value)
+        else:
+            submissions.predict_checkpoint(run, checkpoint, workdir, SPLIT.value)
     return 0
 
 

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
-import signal
 
 import jax
 import numpy as np
@@ -173,13 +171,3 @@ def test_shapes_foretold_are_those_of_the_loader(data_dir):
 
 def assert_alike(array, told) -> None:
     assert (array.shape, array.dtype) == (told.shape, told.dtype)
-
-
-def test_the_first_interrupt_asks_and_the_second_insists():
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), loop.stop_request() as stop:
-        assert not stop.is_set()
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop.is_set()
-        os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
+from unit_jax.batch import Batch
 from unit_jax.data import transforms
 from unit_jax.settings import DataSettings
 from unit_jax.tasks import Transforms
@@ -101,3 +102,14 @@ def pad_texts(
         mask[i, : len(tokens)] = True
         segments[i, first : len(tokens)] = 1
     return ids, mask, segments
+
+
+def padding_share(batch: Batch) -> float | None:
+    """Share of a batch's pixels (of texts alone: of its tokens) that is padding."""
+    if batch.images is not None:
+        height, width = batch.images.shape[1:3]
+        real = np.prod(np.asarray(batch.image_sizes, np.int64), -1).mean()
+        return float(1 - real / (height * width))
+    if batch.token_mask is not None:
+        return float(1 - np.mean(batch.token_mask))
+    return None

@@ -25,6 +25,7 @@ from unit_jax.data import batching, mixture, sampling, text, transforms
 from unit_jax.data.batching import Bucket
 from unit_jax.data.mixture import Examples, StepPlan
 from unit_jax.data.prepared import PreparedData, Split
+from unit_jax.runtime import stopping, watchdog
 from unit_jax.settings import DataSettings, Settings
 from unit_jax.tasks import TaskSpec
 
@@ -91,7 +92,9 @@ def eval_batches(
     reader = _Reader(spec, examples, settings.data, tokenizer, data, training=False)
     source = _Source(plans.__getitem__, range(len(plans)), {task: reader}, places)
     # Worker processes take seconds to start, texts milliseconds to tokenise.
-    return Batches(source, settings.data, settings.data.num_workers if spec.has_image else 0)
+    return Batches(
+        source, settings.data, settings.data.num_workers if spec.has_image else 0, evaluates=True
+    )
 
 
 def shapes(settings: Settings, data: PreparedData, split: str) -> list[tuple[TaskSpec, Bucket]]:
@@ -149,8 +152,12 @@ class Batches(Iterator[Batch]):
     Close it, or use it in a `with` statement: worker processes end and shared memory is freed.
     """
 
-    def __init__(self, source: "_Source", settings: DataSettings, num_workers: int):
+    def __init__(
+        self, source: "_Source", settings: DataSettings, num_workers: int, evaluates: bool = False
+    ):
         self._source, self._settings = source, settings
+        # Of several processes one cannot give an evaluation up while the others go on.
+        self._can_be_given_up = evaluates and jax.process_count() == 1
         self._workers = min(num_workers, len(source))
         self._given, self._made_again = 0, -1
         if not flags.FLAGS.is_parsed():  # grain reads flags; in notebooks and tests nobody parses
@@ -188,7 +195,10 @@ class Batches(Iterator[Batch]):
 
         Raises:
           ValueError: a worker died twice over one batch, or data cannot be read.
+          stopping.Interrupted: a stop was asked for in the middle of an evaluation.
         """
+        if self._can_be_given_up:
+            stopping.check()
         try:
             batch = next(self._iterator)
         except RuntimeError as error:
@@ -207,6 +217,7 @@ class Batches(Iterator[Batch]):
             self._iterator = self._open()
             return next(self)
         self._given += 1
+        watchdog.alive(f"batch {self._given} of {batch.task} is there")
         return batch
 
     def __enter__(self) -> "Batches":

@@ -373,6 +373,17 @@ def exist(workdir: epath.Path) -> bool:
     return bool(_steps(workdir / FOLDER))
 
 
+def what_is_safe(workdir: epath.Path) -> str:
+    """A few words on the newest checkpoint of a working folder."""
+    try:
+        steps = _steps(workdir / FOLDER)
+    except Exception as error:  # file systems and clouds raise many kinds
+        return f"its checkpoints are out of reach ({type(error).__name__})"
+    if not steps:
+        return "there is no checkpoint yet; the same command starts again"
+    return f"{workdir / FOLDER / str(steps[-1])} is safe; the same command goes on from there"
+
+
 def _steps(folder: epath.Path) -> list[int]:
     """The steps with a whole checkpoint."""
     if not folder.is_dir():

@@ -25,7 +25,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from unit_jax import paths
-from unit_jax.runtime import last_words, rendezvous
+from unit_jax.runtime import exits, last_words, rendezvous
 from unit_jax.settings import DistributedSettings
 
 PATIENCE_SECONDS = 300  # for all processes to start
@@ -235,7 +235,7 @@ class LastWords:
         told = str(error).strip().partition("\n")[0] or type(error).__name__
         if _STATUS.match(told):  # of the runtime: an exchange between processes has failed
             told = f"{self._others} was lost ({told})"
-        elif isinstance(error, ValueError | FloatingPointError):
+        elif isinstance(error, ValueError | FloatingPointError) or exits.is_full(error):
             print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exception(error)
@@ -243,7 +243,7 @@ class LastWords:
         self._helper.communicate()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(exits.of(error))
 
     def _say(self, **changes: Any) -> None:
         self._line.update(changes)

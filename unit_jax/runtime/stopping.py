@@ -21,6 +21,10 @@ class Interrupted(Exception):
     """A stop was asked for in the middle of work that can be given up."""
 
 
+def _nothing() -> str:
+    return "nothing was lost"
+
+
 class _State:
     """What a request does now."""
 
@@ -28,7 +32,7 @@ class _State:
         self.asked = threading.Event()
         self.installed = False
         self.doing = ""  # what would be cut off at once; "" while a run saves before it stops
-        self.safe: Callable[[], str] = lambda: "nothing was lost"
+        self.safe: Callable[[], str] = _nothing
 
 
 _state = _State()
@@ -43,11 +47,15 @@ def handled(doing: str, safe: Callable[[], str] | None = None) -> Iterator[None]
       safe: tells what is left, such as the newest checkpoint.
     """
     if _state.installed or threading.current_thread() is not threading.main_thread():
-        with at_once(doing):
-            yield
+        before_safe, _state.safe = _state.safe, safe or _state.safe
+        try:
+            with at_once(doing):
+                yield
+        finally:
+            _state.safe = before_safe
         return
     _state.asked.clear()
-    _state.safe = safe or _state.safe
+    _state.safe = safe or _nothing
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     before = {number: signal.signal(number, _noted) for number in SIGNALS}

@@ -270,6 +270,15 @@ class TrainSettings:
         10, "steps in a row with a loss or gradient that is not finite, before the run ends", low=1
     )
     compile_ahead: bool = setting(True, "all programs are compiled before the first step")
+    stuck_report: float = setting(
+        600.0, "seconds without a step after which all threads' stacks are shown; 0 = never", low=0
+    )
+    stuck_limit: float = setting(
+        3600.0, "seconds without a step after which the run ends; 0 = never", low=0
+    )
+    profile_at: int = setting(
+        0, "ten steps from this one on are traced for TensorBoard; 0 = none (SIGUSR1 asks)", low=0
+    )
     eval_batch_size: int = setting(
         64, "examples of a batch in evaluation; 0 = as batch_size = 0", low=0
     )

@@ -1,0 +1,104 @@
+"""Repeats a step whose numbers went wrong, from its bundle: `unit-jax replay BUNDLE`.
+
+Says which terms of the loss, which layers' gradients and which examples are not finite. Needs
+neither the data nor the run.
+"""
+
+import argparse
+import dataclasses
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from unit_jax import outputs
+from unit_jax.batch import Batch
+from unit_jax.models import flat
+from unit_jax.runtime import partitioning
+from unit_jax.settings import MeshSettings, Settings, from_saved
+from unit_jax.training import bundle as bundles
+from unit_jax.training import optimizer as optim
+from unit_jax.training.step import Gradients, TrainState
+
+_SHOWN = 10
+
+
+def settings_of(facts: dict[str, Any]) -> Settings:
+    """The settings that a bundle was made with; computed on one device."""
+    return dataclasses.replace(from_saved(facts["settings"]), mesh=MeshSettings(1, 1, 1))
+
+
+def replay(bundle: bundles.Bundle) -> dict[str, Any]:
+    """What the step gives again.
+
+    Returns:
+      logs: loss and its terms as numbers; gradients: paths of those that are not finite, in the
+      model's order; examples: places in the batch of those that are bad by themselves; parameters:
+      paths of those that are not finite to begin with.
+    """
+    from flax import nnx
+
+    settings = settings_of(bundle.facts)
+    task, step = bundle.facts["task"], bundle.facts["step"] - 1
+    graph, _, _ = flat.abstract(
+        lambda: outputs.build(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
+    )
+    mesh = partitioning.make_mesh(settings.mesh, jax.devices()[:1])
+    optimizer = optim.Optimizer(settings.optimizer, settings.train.steps)
+    moments = optimizer.init(bundle.params)._replace(step=np.int32(step))
+    state = TrainState(bundle.params, bundle.statistics, moments)
+    state = jax.device_put(state, partitioning.replicated(mesh))
+    gradients = Gradients(graph, settings, optimizer, mesh)
+
+    def run(batch: Batch):
+        logs, grads = gradients(state, partitioning.to_devices(batch, mesh))
+        return jax.device_get((logs, grads))
+
+    logs, grads = run(bundle.batch)
+    count = len(bundle.batch.index)
+    alone = [i for i in range(count) if not _is_finite(run(_one(bundle.batch, i)))]
+    return {
+        "task": task,
+        "logs": {name: float(value) for name, value in logs.items()},
+        "gradients": [path for path, x in grads.items() if not np.isfinite(x).all()],
+        "parameters": [path for path, x in bundle.params.items() if not np.isfinite(x).all()],
+        "examples": alone,
+    }
+
+
+def _is_finite(results: tuple[dict, dict]) -> bool:
+    logs, grads = results
+    return bool(np.isfinite(logs["loss"])) and all(np.isfinite(x).all() for x in grads.values())
+
+
+def _one(batch: Batch, i: int) -> Batch:
+    """One example as often as the batch has examples: the shapes stay."""
+    return jax.tree.map(lambda x: np.repeat(x[i : i + 1], len(x), 0), batch)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="unit-jax replay", description=__doc__)
+    parser.add_argument("bundle", help="folder that a run left in <workdir>/bundles")
+    arguments = parser.parse_args(argv)
+    try:
+        bundle = bundles.read(arguments.bundle)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    facts, found = bundle.facts, replay(bundle)
+    print(f"step {facts['step']} of {facts['task']}; the run said: {facts['cause']} not finite")
+    for name, value in found["logs"].items():
+        print(f"  {name} = {value:.6g}{'' if np.isfinite(value) else '   <- not finite'}")
+    for what in ("parameters", "gradients"):
+        paths = found[what]
+        more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
+        print(f"{what} that are not finite: {', '.join(paths[:_SHOWN]) or 'none'}{more}")
+    ids = facts["examples"]
+    named = [f"{ids[i]} (place {i})" if i < len(ids) else f"place {i}" for i in found["examples"]]
+    print(f"examples that are not finite by themselves: {', '.join(named) or 'none'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

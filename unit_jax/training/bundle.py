@@ -1,0 +1,119 @@
+"""A bundle: what it takes to repeat a step whose numbers went wrong, without the data or the run.
+
+A folder with `bundle.json` (settings, step, task, examples, cause), `batch.npz` (the arrays of the
+batch) and `state.safetensors` (parameters and statistics). A step that is not finite changes no
+parameter, so the state after some of them in a row is the one that each of them met.
+"""
+
+import dataclasses
+import json
+import zipfile
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from unit_jax import run as run_lib
+from unit_jax.batch import Batch, Targets
+from unit_jax.data import loader
+from unit_jax.interop import torch_files
+from unit_jax.models.flat import Flat
+from unit_jax.runtime import checkpoints, distributed, partitioning
+from unit_jax.training.run_log import TooManyBadSteps
+from unit_jax.training.step import TrainState
+
+FILE = "bundle.json"
+_BATCH, _STATE = "batch.npz", "state.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """What `read` gives.
+
+    Attributes:
+      facts: of bundle.json.
+      batch: this process's part of the step's batch.
+      params, statistics: by path.
+    """
+
+    facts: dict[str, Any]
+    batch: Batch
+    params: Flat
+    statistics: Flat
+
+
+def save(
+    run: run_lib.Run, state: TrainState, error: TooManyBadSteps, folder: epath.Path
+) -> epath.Path:
+    """Writes the bundle of a step; every process must call it, the first one writes.
+
+    Returns:
+      Its folder, `<folder>/step-<number>`.
+    """
+    folder = folder / f"step-{error.step}"
+    places = partitioning.rows_of_process(run.mesh, run.settings.train.batch_size)
+    with loader.train_batches(run.settings, run.data, error.step - 1, places) as batches:
+        batch = next(batches)
+    state = jax.tree.map(_whole, state.model._asdict())
+    if not distributed.is_first():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "step": error.step,
+        "task": error.task,
+        "cause": error.cause,
+        "examples": error.examples,
+        "settings": checkpoints.jsonable(dataclasses.asdict(run.settings)),
+    }
+    np.savez(folder / _BATCH, **_arrays(batch))
+    flat = {f"{group}/{path}": x for group, leaves in state.items() for path, x in leaves.items()}
+    torch_files.save_safetensors(folder / _STATE, flat)
+    (folder / FILE).write_text(json.dumps(facts, indent=1) + "\n")
+    return folder
+
+
+def read(folder: epath.PathLike) -> Bundle:
+    """Reads a bundle.
+
+    Raises:
+      ValueError: there is none, or it is damaged.
+    """
+    folder = epath.Path(folder)
+    if not (folder / FILE).exists():
+        raise ValueError(f"{folder} is no bundle: it has no {FILE}")
+    try:
+        facts = json.loads((folder / FILE).read_text())
+        with np.load(folder / _BATCH) as stored:
+            batch = _batch(facts["task"], {name: stored[name] for name in stored.files})
+    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{folder}: the bundle is damaged ({error})") from error
+    flat = torch_files.load_state_dict(folder / _STATE)
+    groups: dict[str, Flat] = {"params": {}, "statistics": {}}
+    for name, array in flat.items():
+        group, _, path = name.partition("/")
+        groups[group][path] = array
+    return Bundle(facts, batch, **groups)
+
+
+def _whole(x: jax.Array) -> np.ndarray:
+    if jax.process_count() > 1:
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+    return np.asarray(x)
+
+
+def _arrays(batch: Batch) -> dict[str, np.ndarray]:
+    found = {
+        f"{prefix}{field.name}": getattr(part, field.name)
+        for prefix, part in (("", batch), ("targets.", batch.targets))
+        if part is not None
+        for field in dataclasses.fields(part)
+    }
+    return {name: x for name, x in found.items() if isinstance(x, np.ndarray)}
+
+
+def _batch(task: str, arrays: dict[str, np.ndarray]) -> Batch:
+    own = {name: x for name, x in arrays.items() if "." not in name}
+    targets = {name.partition(".")[2]: x for name, x in arrays.items() if "." in name}
+    return Batch(task=task, targets=Targets(**targets) if targets else None, **own)
