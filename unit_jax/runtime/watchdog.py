@@ -48,7 +48,8 @@ class Watchdog:
         """Something has moved; `doing` is what comes now."""
         now = time.monotonic()
         if self._limit and (now - self._since > 1 or self._doing == "starting"):
-            faulthandler.dump_traceback_later(self._limit + _GRACE_SECONDS, exit=True)
+            seconds = self._limit + _GRACE_SECONDS
+            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
         self._doing, self._since, self._told = doing, now, False
 
     def _watch(self) -> None:

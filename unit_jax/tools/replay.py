@@ -5,7 +5,6 @@ neither the data nor the run.
 """
 
 import argparse
-import dataclasses
 import sys
 from typing import Any
 
@@ -16,17 +15,11 @@ from unit_jax import outputs
 from unit_jax.batch import Batch
 from unit_jax.models import flat
 from unit_jax.runtime import partitioning
-from unit_jax.settings import MeshSettings, Settings, from_saved
 from unit_jax.training import bundle as bundles
 from unit_jax.training import optimizer as optim
 from unit_jax.training.step import Gradients, TrainState
 
 _SHOWN = 10
-
-
-def settings_of(facts: dict[str, Any]) -> Settings:
-    """The settings that a bundle was made with; computed on one device."""
-    return dataclasses.replace(from_saved(facts["settings"]), mesh=MeshSettings(1, 1, 1))
 
 
 def replay(bundle: bundles.Bundle) -> dict[str, Any]:
@@ -39,7 +32,7 @@ def replay(bundle: bundles.Bundle) -> dict[str, Any]:
     """
     from flax import nnx
 
-    settings = settings_of(bundle.facts)
+    settings = bundle.settings
     task, step = bundle.facts["task"], bundle.facts["step"] - 1
     graph, _, _ = flat.abstract(
         lambda: outputs.build(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))

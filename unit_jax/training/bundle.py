@@ -16,11 +16,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from unit_jax import run as run_lib
-from unit_jax.batch import Batch, Targets
+from unit_jax import settings as settings_lib
+from unit_jax.batch import Batch
 from unit_jax.data import loader
+from unit_jax.data.shapes import batch_shapes
 from unit_jax.interop import torch_files
 from unit_jax.models.flat import Flat
 from unit_jax.runtime import checkpoints, distributed, partitioning
+from unit_jax.settings import MeshSettings, Settings
 from unit_jax.training.run_log import TooManyBadSteps
 from unit_jax.training.step import TrainState
 
@@ -34,11 +37,13 @@ class Bundle:
 
     Attributes:
       facts: of bundle.json.
+      settings: of the run, but on a mesh of one device.
       batch: this process's part of the step's batch.
       params, statistics: by path.
     """
 
     facts: dict[str, Any]
+    settings: Settings
     batch: Batch
     params: Flat
     statistics: Flat
@@ -65,9 +70,10 @@ def save(
         "task": error.task,
         "cause": error.cause,
         "examples": error.examples,
+        "bucket": list(batch.bucket),
         "settings": checkpoints.jsonable(dataclasses.asdict(run.settings)),
     }
-    np.savez(folder / _BATCH, **_arrays(batch))
+    np.savez(folder / _BATCH, *map(np.asarray, jax.tree.leaves(batch)))
     flat = {f"{group}/{path}": x for group, leaves in state.items() for path, x in leaves.items()}
     torch_files.save_safetensors(folder / _STATE, flat)
     (folder / FILE).write_text(json.dumps(facts, indent=1) + "\n")
@@ -85,8 +91,13 @@ def read(folder: epath.PathLike) -> Bundle:
         raise ValueError(f"{folder} is no bundle: it has no {FILE}")
     try:
         facts = json.loads((folder / FILE).read_text())
+        settings = settings_lib.from_saved(facts["settings"])
+        settings = dataclasses.replace(settings, mesh=MeshSettings(1, 1, 1))
+        mesh = partitioning.make_mesh(settings.mesh, jax.devices()[:1])
+        task, bucket = settings.tasks[facts["task"]], tuple(facts["bucket"])
+        shapes = jax.tree.structure(batch_shapes(task, bucket, settings, mesh))
         with np.load(folder / _BATCH) as stored:
-            batch = _batch(facts["task"], {name: stored[name] for name in stored.files})
+            batch = jax.tree.unflatten(shapes, [stored[name] for name in stored.files])
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{folder}: the bundle is damaged ({error})") from error
     flat = torch_files.load_state_dict(folder / _STATE)
@@ -94,26 +105,10 @@ def read(folder: epath.PathLike) -> Bundle:
     for name, array in flat.items():
         group, _, path = name.partition("/")
         groups[group][path] = array
-    return Bundle(facts, batch, **groups)
+    return Bundle(facts, settings, batch, **groups)
 
 
 def _whole(x: jax.Array) -> np.ndarray:
     if jax.process_count() > 1:
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.asarray(x)
-
-
-def _arrays(batch: Batch) -> dict[str, np.ndarray]:
-    found = {
-        f"{prefix}{field.name}": getattr(part, field.name)
-        for prefix, part in (("", batch), ("targets.", batch.targets))
-        if part is not None
-        for field in dataclasses.fields(part)
-    }
-    return {name: x for name, x in found.items() if isinstance(x, np.ndarray)}
-
-
-def _batch(task: str, arrays: dict[str, np.ndarray]) -> Batch:
-    own = {name: x for name, x in arrays.items() if "." not in name}
-    targets = {name.partition(".")[2]: x for name, x in arrays.items() if "." in name}
-    return Batch(task=task, targets=Targets(**targets) if targets else None, **own)
