@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo demo-fresh demo-weights test test-slow parity parity-files lint lock clean
+.PHONY: demo demo-fresh demo-weights test test-slow chaos mutants coverage parity parity-files \
+	lint lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python tools/make_demo_data.py --output $(DEMO)/source
@@ -25,6 +26,21 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow $(PARALLEL)
+
+# Kills a tiny run 30 times at random moments of all its phases; what it ends with is compared.
+chaos: $(VENV)/.installed
+	$(BIN)/python -m tests.chaos --kills 30
+
+# Plants faults one after the other and shows which test sees each.
+mutants: $(VENV)/.installed
+	$(BIN)/python -m tests.mutants
+
+# What of the package the suite runs; a page in runs/coverage.
+coverage: $(VENV)/.installed
+	$(BIN)/pip install -q "coverage>=7"
+	$(BIN)/python -m coverage run --source=unit_jax -m pytest -n0
+	$(BIN)/python -m coverage report --skip-covered --sort=cover
+	$(BIN)/python -m coverage html -d runs/coverage
 
 # Comparison with the reference's numbers: make parity PARITY_DIR=folder-of-npz-files
 parity: parity-files $(VENV)/.installed

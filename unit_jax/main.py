@@ -32,6 +32,9 @@ SPLIT = flags.DEFINE_string("split", "val", "eval, predict: which splits, with c
 DRY_RUN = flags.DEFINE_bool(
     "dry_run", False, "train: shows what would be trained, and about how long, and ends."
 )
+FOLLOW = flags.DEFINE_bool(
+    "follow", False, "eval: each new checkpoint of --checkpoint as it appears, until its run ends."
+)
 VERIFY = flags.DEFINE_bool(
     "verify_data", False, "Compare all prepared files with their digests before anything else."
 )
@@ -72,7 +75,7 @@ def _run(settings: settings_lib.Settings) -> int:
     from unit_jax import paths
     from unit_jax import run as run_lib
     from unit_jax.data import prepared
-    from unit_jax.evaluation import closing, submissions
+    from unit_jax.evaluation import closing, follow, submissions
     from unit_jax.runtime import checkpoints, distributed
     from unit_jax.training import compilation, dry_run, loop
 
@@ -88,7 +91,7 @@ def _run(settings: settings_lib.Settings) -> int:
     with distributed.together():
         with paths.reaching("--workdir" if training else "--checkpoint", checkpoint):
             fresh = training and not checkpoints.exist(workdir)
-            if not training:
+            if not training and not FOLLOW.value:
                 checkpoint = run_lib.located(checkpoint, workdir, settings)
         run = run_lib.open_run(settings, needs_initial_weights=fresh)
         if VERIFY.value:
@@ -103,6 +106,8 @@ def _run(settings: settings_lib.Settings) -> int:
             dry_run.dry_run(run, workdir)
         elif training:
             return loop.train(run, workdir, last_words)
+        elif MODE.value == "eval" and FOLLOW.value:
+            follow.follow(run, checkpoint, workdir, SPLIT.value)
         elif MODE.value == "eval":
             closing.evaluate_checkpoint(run, checkpoint, workdir, SPLIT.value)
         else:

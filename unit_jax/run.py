@@ -103,7 +103,7 @@ class Run:
           ValueError: there is none, or it does not fit the config's model or the data.
         """
         directory, step = checkpoints.locate(checkpoint)
-        with contextlib.closing(checkpoints.Checkpoints(directory)) as saved:
+        with contextlib.closing(checkpoints.Checkpoints(directory, read_only=True)) as saved:
             self.check_metadata(saved.metadata(step), f"{directory}/{step}")
             model, _ = saved.restore(step, self.abstract_model()._asdict(), partly=True)
         return Model(**model)

@@ -1,6 +1,7 @@
 """Checkpoints: what is kept, what is read back, and what is refused."""
 
 import collections
+import contextlib
 import re
 import shutil
 
@@ -233,10 +234,24 @@ def test_two_good_checkpoints_stay_whatever_is_asked(tmp_path):
     seen = []
     for step in (1, 2, 3):
         saved.save(step, _model(step), {})
-        seen.append(len(checkpoints._steps(tmp_path)))
+        seen.append(len(checkpoints.whole_steps(tmp_path)))
         saved.wait()
     saved.close()
-    assert seen[2] >= 2 and checkpoints._steps(tmp_path) == [2, 3]
+    assert seen[2] >= 2 and checkpoints.whole_steps(tmp_path) == [2, 3]
+
+
+def test_reading_touches_nothing_in_a_folder_where_a_run_is_at_work(three, tmp_path):
+    """Also not what the run is just writing there."""
+    folder = _copy(three, tmp_path)
+    writing = folder / "8.orbax-checkpoint-tmp" / "model"
+    writing.mkdir(parents=True)
+    (writing / "half").write_bytes(b"x")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with contextlib.closing(checkpoints.Checkpoints(folder, read_only=True)) as reading:
+        assert reading.latest_step() == 6 and reading.metadata(6)["n"] == 6
+        reading.restore(6, _abstract(_model()), _abstract(MOMENTS))
+        assert set(reading.shapes(6)) == {"params", "statistics"}
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
 def test_room_for_the_checkpoints_to_come(three, tmp_path, monkeypatch):

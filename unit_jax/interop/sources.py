@@ -108,7 +108,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:
       ValueError: there is none, or it is unreadable.
     """
     folder, step = checkpoints.locate(path)
-    with contextlib.closing(checkpoints.Checkpoints(folder)) as saved:
+    with contextlib.closing(checkpoints.Checkpoints(folder, read_only=True)) as saved:
         metadata = saved.metadata(step)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         target = jax.tree.map(

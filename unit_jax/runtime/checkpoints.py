@@ -51,9 +51,16 @@ class Checkpoints:
       directory: folder of the step folders; made when the first one is saved.
       max_to_keep: how many of the newest stay; two at least, as one may turn out damaged.
       best_metric: key in the metrics given to `save`; the checkpoint with the highest stays too.
+      read_only: nothing in the folder is touched, so that it may be another run's that is at work.
     """
 
-    def __init__(self, directory: epath.PathLike, max_to_keep: int = 5, best_metric: str = ""):
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        max_to_keep: int = 5,
+        best_metric: str = "",
+        read_only: bool = False,
+    ):
         # orbax reports each folder it looks at; a run's terminal is for the run.
         # What fails is told once, by `_writing`.
         logging.get_absl_logger().setLevel("CRITICAL")
@@ -75,7 +82,10 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
                 best_fn=rank,  # without it the metrics are not stored, and forgotten by a resume
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+                save_interval_steps=0 if read_only else 1,
             ),
             item_handlers=dict(
                 model=ocp.StandardCheckpointHandler(),
@@ -282,7 +292,7 @@ class Checkpoints:
         return restored
 
     def _damaged(self, step: int, reason: str) -> Damaged:
-        others = ", ".join(str(other) for other in _steps(self.directory) if other != step)
+        others = ", ".join(str(other) for other in whole_steps(self.directory) if other != step)
         told = f"checkpoint {self.directory / str(step)} cannot be read ({reason})"
         return Damaged(f"{told}; others there: {others or 'none'}")
 
@@ -298,7 +308,7 @@ class Checkpoints:
                 room = f"; {_megabytes(free)} are free on its disk"
                 if size > free:
                     room += f", {_megabytes(size - free)} too little for one"
-            safe = _steps(self.directory)
+            safe = whole_steps(self.directory)
             newest = f"{self.directory / str(max(safe))} is safe" if safe else "there is none yet"
             raise NotWritten(
                 f"a checkpoint could not be written to {self.directory} "
@@ -333,7 +343,7 @@ def locate(path: epath.PathLike) -> tuple[epath.Path, int]:
     """
     path = epath.Path(path)
     for folder in (path / FOLDER, path):
-        if steps := _steps(folder):
+        if steps := whole_steps(folder):
             return folder, max(steps)
     if path.name.isdigit() and _is_finished(path):
         return path.parent, int(path.name)
@@ -347,7 +357,7 @@ def best_step(path: epath.PathLike, metric: str) -> int:
       ValueError: no checkpoint was saved with it.
     """
     folder = epath.Path(path) / FOLDER
-    steps, values = _steps(folder), {}
+    steps, values = whole_steps(folder), {}
     for step in steps:
         file = folder / str(step) / "metrics" / "metrics"
         with contextlib.suppress(OSError, ValueError):
@@ -370,13 +380,13 @@ def _rank(metrics: Mapping[str, float], name: str) -> float:
 
 def exist(workdir: epath.Path) -> bool:
     """Whether a working folder has a checkpoint."""
-    return bool(_steps(workdir / FOLDER))
+    return bool(whole_steps(workdir / FOLDER))
 
 
 def what_is_safe(workdir: epath.Path) -> str:
     """A few words on the newest checkpoint of a working folder."""
     try:
-        steps = _steps(workdir / FOLDER)
+        steps = whole_steps(workdir / FOLDER)
     except Exception as error:  # file systems and clouds raise many kinds
         return f"its checkpoints are out of reach ({type(error).__name__})"
     if not steps:
@@ -384,7 +394,7 @@ def what_is_safe(workdir: epath.Path) -> str:
     return f"{workdir / FOLDER / str(steps[-1])} is safe; the same command goes on from there"
 
 
-def _steps(folder: epath.Path) -> list[int]:
+def whole_steps(folder: epath.Path) -> list[int]:
     """The steps with a whole checkpoint."""
     if not folder.is_dir():
         return []

@@ -346,7 +346,7 @@ def entries(
 def _parse(path: pathlib.Path, problems: Problems) -> Any:
     try:
         return json.loads(read_text(path, problems))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers, or nesting, without end
         raise ValueError(f"{path} is no complete JSON file ({error}); download it again") from None
 
 
@@ -368,7 +368,7 @@ def read_json_lines(path: pathlib.Path, problems: Problems) -> Iterator[tuple[st
             place = f"{path}:{number}"
             try:
                 value = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 problems.add("bad entry", place, f"no JSON: {error}")
                 yield place, None
                 continue
