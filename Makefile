@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: demo demo-fresh demo-weights test test-slow chaos mutants coverage parity parity-files \
+.PHONY: screenshot demo demo-fresh demo-weights test test-slow chaos mutants coverage parity parity-files \
 	lint lock clean
 
 demo: $(VENV)/.installed
@@ -16,6 +16,11 @@ demo: $(VENV)/.installed
 # The weights that come with the package, from a finished `make demo`.
 demo-weights: $(VENV)/.installed
 	$(BIN)/python -m unit_jax.cli demo-weights --workdir $(DEMO) --data_dir $(DEMO)/data
+
+# The pictures of the page in README and docs, made by the browser test; needs a Chromium.
+screenshot: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check "playwright>=1.45"
+	UNIT_JAX_SCREENSHOT=docs/images/page.png $(BIN)/python -m pytest -n0 tests/page/test_browser.py
 
 demo-fresh:
 	rm -rf $(DEMO)

@@ -490,7 +490,7 @@ def test_the_written_program_is_a_pickle(tmp_path):
 def test_a_safetensors_header_of_any_length(mark, tmp_path):
     """The file begins with the header's length, which may look like a pickle's or a zip's mark."""
     path = tmp_path / "x.safetensors"
-    for extra in range(0, 40_000, 8):  # the writer pads headers to 8 bytes
+    for extra in (*range(0, 512, 8), *range(19_000, 19_400, 8)):  # headers are padded to 8 bytes
         torch_files.save_safetensors(path, {"a": np.ones(3, np.float32)}, {"t": "x" * extra})
         if path.read_bytes().startswith(mark):
             break
