@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -135,8 +136,9 @@ def _examples(run: run_lib.Run) -> dict[str, list[tuple[Batch, int]]]:
 def draw(run: run_lib.Run, examples: dict[str, list[tuple[Batch, int]]], path: epath.Path) -> None:
     """A row of examples per task: images with their boxes, and texts with their answers."""
     shown = {task: of_task for task, of_task in examples.items() if of_task}
-    figure = Figure(figsize=(2.8 * EXAMPLES, 2.9 * len(shown)), dpi=110, facecolor="white")
-    axes = figure.subplots(len(shown), EXAMPLES, squeeze=False)
+    inches = [2.9 if run.settings.tasks[task].has_image else 1.0 for task in shown]
+    figure = Figure(figsize=(2.8 * EXAMPLES, sum(inches) + 0.2), dpi=110, facecolor="white")
+    axes = figure.subplots(len(shown), EXAMPLES, squeeze=False, height_ratios=inches)
     for row, (task, of_task) in zip(axes, shown.items(), strict=True):
         for ax in row:
             ax.set_axis_off()
@@ -166,9 +168,10 @@ def _example(ax, run: run_lib.Run, task: str, batch: Batch, place: int) -> None:
         return
     answers = record["answers"][:1] if "answers" in record else [names.label(record["label"])]
     texts = [text for text in (record.get("text"), record.get("text_b")) if text]
-    lines = [*(text[:60] for text in texts), f"→ {', '.join(answers)}"]
-    ax.text(0, -0.02, "\n".join(lines), transform=ax.transAxes, size=7.5, va="top",
-            color=drawing.INK, wrap=True)  # fmt: skip
+    lines = [*(textwrap.shorten(text, 110) for text in texts), f"→ {', '.join(answers)}"]
+    told = "\n".join(textwrap.fill(line, 42) for line in lines)
+    top = 1.0 if batch.images is None else -0.02
+    ax.text(0, top, told, transform=ax.transAxes, size=7.5, va="top", color=drawing.INK)
 
 
 def boxes(

@@ -77,9 +77,9 @@ def train(
 
     Evaluates and saves on their cadences and ends with the report. `train.stop_after` may end it
     before, see `best`; then, and with `train.report_best`, the report is the best checkpoint's,
-    which is saved whatever the cadence. Ctrl-C or SIGTERM saves after
-    the step at hand (of several processes: after the next one that is logged, as all must stop at
-    the same) and returns exits.STOPPED; a run that is finished prints its report again.
+    which is saved whatever the cadence. Ctrl-C or SIGTERM saves after the step at hand (of several
+    processes: after the next one that is logged, as all must stop at the same) and returns
+    exits.STOPPED; a run that is finished prints its report again.
 
     Raises:
       ValueError: see `start`; another run holds the folder; a checkpoint could not be written.
