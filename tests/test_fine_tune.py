@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 from etils import epath
 
@@ -11,6 +12,7 @@ from tests import tiny
 from unit_jax import run as run_lib
 from unit_jax import settings as settings_lib
 from unit_jax.configs import fine_tune
+from unit_jax.interop import sources, torch_files
 from unit_jax.training import loop
 
 NAMES = {"circle": "round", "ring": "round", "cross": "cross"}  # the rest: "pointed"
@@ -56,12 +58,33 @@ def test_the_recipe_is_valid_for_every_start(start, tmp_path):
     assert settings_lib.from_config(fine_tune.get_config())
 
 
+def config_of(tmp_path, images: int) -> dict:
+    config = fine_tune.recipe("demo", data_of(tmp_path, images), 30)
+    config["data"]["data_dir"] = str(tmp_path / "prepared")
+    config["train"].update(batch_size=8, eval_batch_size=16)  # eight simulated devices
+    return config
+
+
+def test_own_data_start_from_the_weights_that_come_with_the_package(tmp_path, capsys):
+    run = run_lib.open_run(config_of(tmp_path, 4), needs_initial_weights=True)
+    told = capsys.readouterr().out
+    assert "train.steps = 400 (800 passes over 4 examples)" in told
+    assert len(run.settings.data.buckets) == 1
+    model = run.initial_model()
+    told = capsys.readouterr().out
+    assert "model from demo (a checkpoint of ours): " in told
+    assert "signs starts from coco: 1 of 3 classes by name (cross)" in told
+    shipped = torch_files.load_state_dict(sources.demo_file())
+    path = "backbone.layer3.0.conv2.kernel"
+    np.testing.assert_array_equal(np.asarray(model.params[path]), shipped[path])
+    queries = np.asarray(model.params["queries.signs"])
+    np.testing.assert_array_equal(queries[:8], shipped["queries.coco"])
+
+
 @pytest.mark.slow
 def test_ten_images_are_learnt_by_heart(tmp_path):
     """From the demo's weights training AP50 reaches 0.9 (measured: docs/fine_tuning.md)."""
-    config = fine_tune.recipe("demo", data_of(tmp_path), 30)
-    config["data"]["data_dir"] = str(tmp_path / "prepared")
-    config["train"].update(batch_size=8, eval_batch_size=16)  # eight simulated devices
+    config = config_of(tmp_path, 10)
     workdir = epath.Path(tmp_path / "run")
     workdir.mkdir()
     assert loop.train(run_lib.open_run(config, needs_initial_weights=True), workdir) == 0
