@@ -188,6 +188,6 @@ def test_a_picture_that_unfolds_without_end_is_a_fault(world):
     buffer = io.BytesIO()
     official.PIL.Image.new("1", (20_000, 20_000)).save(buffer, "PNG")
     READERS["jpeg"][1](world, buffer.getvalue())
-    with pytest.raises(ValueError, match="more than .* pixels"):
+    with pytest.raises(ValueError, match=r"[0-9,]+ pixels"):
         (world / "bomb.png").write_bytes(buffer.getvalue())
         images.read_image(world / "bomb.png")
