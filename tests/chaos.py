@@ -141,7 +141,7 @@ def prepared_alike(folder: pathlib.Path, rng: random.Random, kills: int) -> tupl
     done, target = 0, folder / "prepared-again"
     command = [
         sys.executable, "-m", "unit_jax.tools.prepare_data", "--source", folder / "source",
-        "--data_dir", target, "--datasets", *TASKS,
+        "--data_dir", target, "--datasets", ",".join(TASKS),
     ]  # fmt: skip
     quiet = dict(cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for _ in range(kills):

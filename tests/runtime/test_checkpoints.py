@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import re
+import resource
 import shutil
 
 import jax
@@ -252,6 +253,33 @@ def test_reading_touches_nothing_in_a_folder_where_a_run_is_at_work(three, tmp_p
         reading.restore(6, _abstract(_model()), _abstract(MOMENTS))
         assert set(reading.shapes(6)) == {"params", "statistics"}
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_write_that_fails_is_one_line_that_names_what_is_safe(tmp_path, monkeypatch, capfd):
+    """A limit on the size of files stands for a full disk."""
+    saved = checkpoints.Checkpoints(tmp_path)
+    saved.save(1, _model(), {})
+    saved.wait()
+    large = {"params": {"a": jnp.asarray(np.random.default_rng(0).standard_normal((400, 500)))}}
+    large["statistics"] = {"b": jnp.zeros(3)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(checkpoints, "_free", lambda folder: 300_000)
+    capfd.readouterr()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+        with pytest.raises(checkpoints.NotWritten) as error:
+            saved.save(2, large, {})
+            saved.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    missing = 400 * 500 * 4 + 12 - 300_000
+    assert str(error.value) == (
+        f"a checkpoint could not be written to {tmp_path} (no space is left: 0.3 MB are free, "
+        f"{missing / 1e6:.1f} MB too little for one); {tmp_path}/1 is safe; make room and start "
+        "again"
+    )
+    assert error.value.exit_code == 4 and "Traceback" not in capfd.readouterr().err
+    assert checkpoints.whole_steps(epath.Path(tmp_path)) == [1]
 
 
 def test_room_for_the_checkpoints_to_come(three, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import logging as python_logging
 import math
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -65,7 +66,8 @@ class Checkpoints:
         # What fails is told once, by `_writing`.
         logging.get_absl_logger().setLevel("CRITICAL")
         python_logging.getLogger("asyncio").setLevel("CRITICAL")
-        self.directory = epath.Path(directory)
+        sys.excepthook = _quiet
+        self.directory, self._size = epath.Path(directory), 0
         policies, rank = [preservation_policy.LatestN(max(max_to_keep, 2))], None
         if best_metric:
 
@@ -151,7 +153,8 @@ class Checkpoints:
         metadata[_CHECKSUM] = _checksum(metadata)
         items = {name: ocp.args.StandardSave(value) for name, value in arrays.items()}
         items["metadata"] = ocp.args.JsonSave(metadata)
-        with self._writing(_bytes(arrays)):
+        self._size = _bytes(arrays)
+        with self._writing():
             self._manager.save(
                 step, args=ocp.args.Composite(**items), metrics=dict(metrics) if metrics else None
             )
@@ -297,22 +300,24 @@ class Checkpoints:
         return Damaged(f"{told}; others there: {others or 'none'}")
 
     @contextlib.contextmanager
-    def _writing(self, size: int = 0) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         """What orbax raises of a write, now or in the background, becomes one line."""
         try:
             yield
         except Exception as error:  # orbax, tensorstore and file systems raise many kinds
-            room = ""
+            reason = _in_short(error)
             if not paths.is_remote(self.directory):
                 free = _free(self.directory)
-                room = f"; {_megabytes(free)} are free on its disk"
-                if size > free:
-                    room += f", {_megabytes(size - free)} too little for one"
+                if self._size > free:
+                    reason = (
+                        f"no space is left: {_megabytes(free)} are free, "
+                        f"{_megabytes(self._size - free)} too little for one"
+                    )
             safe = whole_steps(self.directory)
             newest = f"{self.directory / str(max(safe))} is safe" if safe else "there is none yet"
             raise NotWritten(
-                f"a checkpoint could not be written to {self.directory} "
-                f"({_in_short(error)}{room}); {newest}; make room and start again"
+                f"a checkpoint could not be written to {self.directory} ({reason}); {newest}; make "
+                "room and start again"
             ) from error
 
     def _check(self, step: int, target: Mapping[str, Mapping[str, Any]]) -> None:
@@ -405,6 +410,12 @@ def whole_steps(folder: epath.Path) -> list[int]:
 def _is_finished(step: epath.Path) -> bool:
     """On disk a checkpoint is renamed when it is whole; in a bucket it gets a file that says so."""
     return (step / (COMMITTED if paths.is_remote(step) else "metadata")).exists()
+
+
+def _quiet(kind, error, trace) -> None:
+    """Of a write that failed tensorstore also tells a loop that has ended, from native code."""
+    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _checksum(metadata: Mapping[str, Any]) -> str:
