@@ -169,6 +169,17 @@ def test_tasks_of_own_data_may_be_overridden_and_must_fit(prepared_dir):
     assert settings.tasks["signs"].num_queries == 7
     assert settings.ratios == {"signs": 3.0, "reviews": 1.0}
     assert settings.tasks["reviews"].max_tokens == 32  # as far as the model's positions go
+    rows = {name: spec.index for name, spec in settings.tasks.items()}
+    for tasks in ({}, {"reviews": {}}, {"reviews": {}, "signs": {}, "coco": {}}):
+        specs = settings_lib.from_config({**config, "tasks": tasks}).tasks
+        assert {name: specs[name].index for name in rows} == rows
+
+    run = run_lib.open_run(config)
+    metadata = run.metadata()
+    run.check_metadata(metadata, "checkpoint 6")
+    metadata["settings"]["tasks"]["signs"]["index"] = 14
+    with pytest.raises(ValueError, match="signs in row 14 .* use --config.tasks.signs.index=14"):
+        run.check_metadata(metadata, "checkpoint 6")
 
     config["tasks"]["signs"]["num_labels"] = 4
     with pytest.raises(ValueError) as error:

@@ -130,8 +130,8 @@ class Run:
         }
 
     def check_metadata(self, metadata: Mapping[str, Any], where: str) -> None:
-        """Raises ValueError if a checkpoint was made by another model, or with another vocabulary
-        or answer list."""
+        """Raises ValueError if a checkpoint was made by another model, or with another vocabulary,
+        answer list or list of classes, or has a task in another row of the task embeddings."""
         made = metadata.get("settings", {}).get("model", {})
         differences = [
             difference
@@ -154,6 +154,13 @@ class Run:
                 f"{where} was made by another model: {told}; use its config"
                 f"{flags and f' (here: {flags})'}, or another --workdir"
             )
+        for name, task in metadata.get("settings", {}).get("tasks", {}).items():
+            row = task.get("index")
+            if name in self.settings.tasks and row not in (None, self.settings.tasks[name].index):
+                raise ValueError(
+                    f"{where} has {name} in row {row} of the task embeddings, this config in "
+                    f"{self.settings.tasks[name].index}; use --config.tasks.{name}.index={row}"
+                )
         for name, now in fingerprints(self.data).items():
             saved = metadata.get("data", {}).get(name, now)
             if saved != now:

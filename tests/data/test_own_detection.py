@@ -659,6 +659,24 @@ def test_yolo(tmp_path, layout):
     check(tmp_path, expected, declared={"signs": declared})
 
 
+def test_yolo_by_lists(tmp_path):
+    """As darknet and Ultralytics write them: paths of the machine that they were made on, too."""
+    for seed, name in enumerate(("a", "b", "c"), start=1):
+        picture(tmp_path / f"set/images/{name}.png", seed)
+        write(tmp_path / f"set/labels/{name}.txt", "0 0.5 0.5 1 1")
+    write(tmp_path / "set/classes.txt", "stop\nyield\n")
+    write(tmp_path / "set/train.txt", "./images/a.png\r\n/home/you/set/images/b.png\n")
+    write(tmp_path / "set/val.txt", "images/c.png\n../../secret.png")
+    declared = {"format": "yolo", "train": "set/train.txt", "val": "set/val.txt"}
+    whole = [("stop", (0, 0, *SIZE))]
+    (summary,), _ = check(
+        tmp_path,
+        {"train": [(1, whole), (2, whole)], "val": [(3, whole)]},
+        declared={"signs": declared},
+    )
+    assert summary.splits["val"]["faults"] == {"path outside": 1}
+
+
 def test_odd_yolo(tmp_path):
     lines = [
         "0 0.21875 0.208333333 0.3125 0.208333333",

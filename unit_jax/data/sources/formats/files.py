@@ -10,7 +10,7 @@ import re
 import unicodedata
 import urllib.parse
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from unit_jax.data.sources import base
 
@@ -119,11 +119,10 @@ class Finder:
                 candidates.setdefault(folder.resolve(), folder)
         self.tried = list(candidates.values())
         names = list(dict.fromkeys(names))
-        counts = [sum(_plain(folder, name) is not None for name in names) for folder in self.tried]
-        self.folder = self.tried[counts.index(max(counts))] if self.tried else None
-        if self.folder is not None and max(counts) == 0:
-            ends = [sum(_by_end(f, name) is not None for name in names) for f in self.tried]
-            self.folder = self.tried[ends.index(max(ends))]
+        self.folder, count = _best(self.tried, names, _plain)
+        if not count:
+            self.folder, _ = _best(self.tried, names, _by_end)
+        self._root = self.folder.resolve() if self.folder is not None else None
         self._found: dict[str, pathlib.Path | None] = {}
         self._by_end: set[str] = set()
         for name in names if self.folder is not None else ():
@@ -148,7 +147,7 @@ class Finder:
             else:
                 problems.add("missing image", place, f"{shown} is not in {self.folder}")
             return None
-        if not is_inside(path, self.folder):
+        if not path.resolve().is_relative_to(self._root):
             detail = f"{shown} is a link out of {self.folder}: not followed; give images=FOLDER"
             problems.add("path outside", place, detail)
             return None
@@ -156,6 +155,22 @@ class Finder:
             detail = f"{shown} was found as {path.relative_to(self.folder)}"
             problems.add("image path", place, detail, "repaired")
         return path
+
+
+def _best(
+    folders: Sequence[pathlib.Path],
+    names: Sequence[str],
+    look: Callable[[pathlib.Path, str], pathlib.Path | None],
+) -> tuple[pathlib.Path | None, int]:
+    """The folder that has the most of the names, the first of equals, and how many it has."""
+    best, most = None, -1
+    for folder in folders:
+        count = sum(look(folder, name) is not None for name in names)
+        if count > most:
+            best, most = folder, count
+        if count == len(names):
+            break
+    return best, most
 
 
 def _plain(folder: pathlib.Path, name: str) -> pathlib.Path | None:

@@ -108,20 +108,14 @@ def _images(path: pathlib.Path, problems: base.Problems) -> tuple[list[pathlib.P
     """The images, and the folder that none of them may leave."""
     if path.is_dir():
         return files.listing(path, files.SUFFIXES), path
-    root = path.parent
-    found = []
-    for position, line in enumerate(files.read_text(path, problems).splitlines(), start=1):
-        name = line.strip().removeprefix("./")
-        if not name:
-            continue
-        if files.escapes(name):
-            detail = f"{name!r:.200} leads out of {root}: not followed"
-            problems.add("path outside", f"{path}:{position}", detail)
-        elif not (root / name).is_file():
-            problems.add("missing image", f"{path}:{position}", f"{name!r:.200}")
-        else:
-            found.append(root / name)
-    return found, root
+    lines = [line.strip() for line in files.read_text(path, problems).splitlines()]
+    finder = files.Finder([path.parent, path.parent.parent], list(filter(None, lines)))
+    found = [
+        finder.find(name, f"{path}:{position}", problems)
+        for position, name in enumerate(lines, start=1)
+        if name
+    ]
+    return [image for image in found if image is not None], finder.folder or path.parent
 
 
 def _candidates(image: pathlib.Path, root: pathlib.Path) -> list[pathlib.Path]:
