@@ -10,6 +10,7 @@ from PIL import Image
 from tests import tiny
 from tests.tools.test_convert_checkpoint import convert
 from unit_jax import run as run_lib
+from unit_jax import settings as settings_lib
 from unit_jax.evaluation import closing, submissions
 from unit_jax.runtime import checkpoints
 from unit_jax.training import loop
@@ -121,6 +122,22 @@ def test_eval_mode_prints_the_same_numbers(data_dir, finished, tmp_path):
     assert set(answers[0]) == {"question_id", "answer"}
     lines = (tmp_path / "predictions" / "qqp-val.tsv").read_text().splitlines()
     assert lines[0] == "index\tprediction" and len(lines) == 1 + len(run.data.split("qqp", "val"))
+
+
+def test_some_tasks_of_a_joint_checkpoint_on_the_splits_that_they_have(
+    data_dir, finished, tmp_path, capsys
+):
+    settings = settings_lib.from_config(tiny.values(data_dir))
+    run = run_lib.open_run(settings_lib.only(settings, "qqp"))
+    closing.evaluate_checkpoint(run, finished[0], epath.Path(tmp_path), "val,test")
+    assert "test: qqp is left out, its test has no labels" in capsys.readouterr().out
+    rows, of_all = (
+        json.loads((folder / "report.json").read_text()) for folder in (tmp_path, finished[0])
+    )
+    assert rows == [row for row in of_all if row["task"] == "qqp"]
+    facts = json.loads((tmp_path / "evaluation" / "val" / "metrics.json").read_text())
+    assert facts["checkpoint"].endswith("checkpoints/6") and facts["left_out"] == {}
+    assert not (tmp_path / "evaluation" / "test").exists()
 
 
 def test_training_stops_early_and_reports_the_best(data_dir, tmp_path, capsys):

@@ -111,17 +111,21 @@ def draw(found: Sequence[Measured], path: epath.Path, published: bool) -> None:
     figure = Figure(figsize=(13, 1.1 + rows * (0.75 + 0.34 * most)), facecolor="white", dpi=120)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for place, (task, runs) in zip(axes, panels.items(), strict=False):
+        most_value = max(run.values[task] for run in runs)
         for y, run in enumerate(runs):
             color = next(color for _, color, belongs in _KINDS if belongs(run.row))
             value = run.values[task]
             place.barh(y, value, color=color, height=0.7)
-            place.text(value, y, f" {value:.1f}", va="center", size=9, color="#1f2430")
+            # In the bar, where no tick can lie on it, unless the bar is too short.
+            inside = value > 0.15 * most_value
+            place.text(0 if inside else value, y, f"  {value:.1f}", va="center", size=9,
+                       color="white" if inside else "#1f2430")  # fmt: skip
             figures = run.row.reference or run.row.paper
             if published and task in figures:
                 place.plot([figures[task]] * 2, [y - 0.4, y + 0.4], color="#1f2430", linewidth=2.2)
         place.set_yticks(range(len(runs)), [_short(run.row) for run in runs], size=9)
         place.set_ylim(len(runs) - 0.4, -0.6)
-        place.set_xlim(0, 1.13 * max(run.values[task] for run in runs) + 1e-9)
+        place.set_xlim(0, 1.13 * most_value + 1e-9)
         place.set_title(f"{task}: {HEADLINES[task]} in percent", loc="left", size=11, weight="bold")
         place.spines[["top", "right", "bottom"]].set_visible(False)
         place.tick_params(length=0)
@@ -131,6 +135,8 @@ def draw(found: Sequence[Measured], path: epath.Path, published: bool) -> None:
     handles = [Patch(color=color, label=label) for label, color, _ in _KINDS]
     figure.legend(handles=handles, loc="upper right", ncols=4, frameon=False, fontsize=9)
     figure.text(0.012, 0.995, "Alone or together?", size=15, weight="bold", va="top")
+    if published:
+        figure.text(0.2, 0.992, "dark lines: published", size=9, color="#7a8294", va="top")
     figure.tight_layout(rect=(0, 0, 1, 0.965), h_pad=1.6)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
