@@ -1,5 +1,6 @@
 """Each row equals the reference's configuration, value by value; commands, report and picture."""
 
+import dataclasses
 import json
 import math
 
@@ -8,6 +9,7 @@ from etils import epath
 from PIL import Image
 
 from unit_jax import config_files
+from unit_jax.runtime import checkpoints
 from unit_jax.tools import reproduce
 from unit_jax.tools.paper import measured
 from unit_jax.tools.paper.rows import ROWS, find, with_needs
@@ -185,6 +187,28 @@ def write_report(runs, name: str, **values: float) -> None:
     ]
     rows.insert(1, dict(task="coco", metric="AP50", value=0.99, baseline=0, paper=None))
     (folder / "report.json").write_text(json.dumps(rows))
+
+
+def test_a_run_of_any_name_is_known_by_its_settings(tmp_path):
+    for name, argument, changes in (
+        ("mine", "separate_decoders", {}),
+        ("tuned", "vqa2", {"init_from.model": "somewhere"}),
+        ("longer", "vqa2", {"train.steps": 150_001}),
+        ("alone", "coco,separate_decoders", {"model.dropout": 0.0}),
+        ("twice", "coco", {}),
+    ):
+        write_report(tmp_path, name, coco=0.5)
+        config = f"configs/unit.py:{argument}"
+        settings = dataclasses.asdict(config_files.read(config, changes))
+        metadata = tmp_path / name / "checkpoints" / "9" / "metadata"
+        metadata.mkdir(parents=True)
+        (metadata.parent / "_CHECKPOINT_METADATA").write_text("{}")
+        content = {"settings": checkpoints.jsonable(settings)}
+        (metadata / "metadata").write_text(json.dumps(content))
+    write_report(tmp_path, "empty", coco=0.5)
+    found, unknown = measured.collect(epath.Path(tmp_path))
+    assert [run.row.name for run in found] == ["coco", "all_8_separate", "finetuned_vqa2"]
+    assert sorted(unknown) == ["empty", "longer", "twice"]
 
 
 def test_the_report_prints_measured_beside_published(tmp_path, capsys):

@@ -140,7 +140,7 @@ def report(runs: epath.Path, demo: bool) -> int:
     # Runs of the demo lie beside the demo's data, and nothing was published about those.
     published = not (demo or (runs / "source" / world.DONE).exists())
     for name in unknown:
-        print(f"{runs / name}: left out, no row of this name")
+        print(f"{runs / name}: left out, neither its name nor its settings are a row's")
     if not found:
         print(f"error: {runs}: no finished run of a row ({measured.REPORT}) in it", file=sys.stderr)
         return 1

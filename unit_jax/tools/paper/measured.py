@@ -1,12 +1,16 @@
 """What runs of the paper's rows measured, beside what was published: a table and a picture."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 from rich.table import Table
 
+from unit_jax import config_files
+from unit_jax.runtime import checkpoints
 from unit_jax.tools.paper.rows import ALL, HEADLINES, ROWS, Row
 
 REPORT = "report.json"  # of a finished run, see evaluation.report
@@ -26,12 +30,22 @@ class Measured:
 
 
 def collect(folder: epath.Path) -> tuple[list[Measured], list[str]]:
-    """The finished runs of a folder of working folders, named after rows.
+    """The finished runs of a folder of working folders.
+
+    A working folder is a row's by its name, or else by the settings that its newest checkpoint was
+    made with.
 
     Returns:
       the runs in the table's order, and names of folders that hold a report and are no row.
     """
-    reports = {path.parent.name: path for path in sorted(folder.glob(f"*/{REPORT}"))}
+    reports, unknown = {}, []
+    named = {path.parent.name: path for path in sorted(folder.glob(f"*/{REPORT}"))}
+    for own, path in sorted(named.items(), key=lambda item: item[0] not in ROWS):
+        name = own if own in ROWS else row_of(path.parent)
+        if not name or name in reports:
+            unknown.append(own)
+        else:
+            reports[name] = path
     found = []
     for name, row in ROWS.items():
         if name in reports:
@@ -42,7 +56,49 @@ def collect(folder: epath.Path) -> tuple[list[Measured], list[str]]:
                 if line["metric"] == HEADLINES.get(line["task"]) and line["value"] is not None
             }
             found.append(Measured(row, values))
-    return found, [name for name in reports if name not in ROWS]
+    return found, unknown
+
+
+# What tells rows from each other, beside their tasks and what they start from.
+_TOLD_BY = (
+    "model.backbone.depths", "model.decoder.layers", "model.decoder.width",
+    "model.image_encoder.task_embedding", "model.text_encoder.task_embedding",
+    "model.classify_all_layers", "optimizer.name", "train.steps", "train.batch_size",
+)  # fmt: skip
+
+
+def row_of(workdir: epath.Path) -> str:
+    """The row whose settings a working folder's newest checkpoint was made with; "" = none's."""
+    try:
+        directory, step = checkpoints.locate(workdir)
+        saved = json.loads((directory / str(step) / "metadata" / "metadata").read_text())
+        told = _facts(saved["settings"])
+    except (ValueError, KeyError, OSError):
+        return ""
+    return next((name for name, facts in _facts_of_rows().items() if facts == told), "")
+
+
+@functools.cache
+def _facts_of_rows() -> dict[str, dict[str, Any]]:
+    found = {}
+    for row in ROWS.values():
+        name = f"configs/unit.py:{row.argument}" if row.argument else "configs/unit.py"
+        settings = dataclasses.asdict(config_files.read(name))
+        settings["init_from"]["model"] = row.needs
+        found[row.name] = _facts(checkpoints.jsonable(settings))
+    return found
+
+
+def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for key in _TOLD_BY:
+        facts[key] = functools.reduce(lambda group, name: group[name], key.split("."), settings)
+    tasks = settings["tasks"]
+    facts["tasks"] = {name: bool(task["cls_only"]) for name, task in tasks.items()}
+    # One task has one decoder, however it is called.
+    facts["shared"] = len(tasks) == 1 or settings["model"]["decoder"]["shared"]
+    facts["starts from a model"] = bool(settings["init_from"]["model"])
+    return facts
 
 
 def table(found: Sequence[Measured], published: bool) -> Table:
