@@ -104,7 +104,7 @@ def test_only_relus_that_float32_is_unsure_of_change_sides():
 def test_broken_transform_is_found(monkeypatch, capsys):
     flip = targets.flip
     off_by_one = lambda objects, by: flip(objects, Flip(by.width - 1))  # noqa: E731
-    monkeypatch.setitem(targets._MOVES, Flip, off_by_one)
+    monkeypatch.setitem(targets.MOVES, Flip, off_by_one)
     assert failures(PROCESSING, capsys) == {"processing/boxes"}
 
 

@@ -2,12 +2,16 @@
 
 from typing import Any
 
+import jax
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+# On the devices, on the host, or a shape to compile for.
+AnyArray = Array | np.ndarray | jax.ShapeDtypeStruct
 
-@struct.dataclass
-class Batch:
+
+class Batch(struct.PyTreeNode):
     """Examples of ONE task, padded to static shapes.
 
     Attributes:
@@ -24,22 +28,25 @@ class Batch:
     """
 
     task: str = struct.field(pytree_node=False)
-    images: UInt8[Array, "batch height width 3"] | None = None
-    image_sizes: Int[Array, "batch 2"] | None = None
-    input_ids: Int[Array, "batch tokens"] | None = None
-    token_mask: Bool[Array, "batch tokens"] | None = None
-    segment_ids: Int[Array, "batch tokens"] | None = None
+    images: UInt8[AnyArray, "batch height width 3"] | None = None
+    image_sizes: Int[AnyArray, "batch 2"] | None = None
+    input_ids: Int[AnyArray, "batch tokens"] | None = None
+    token_mask: Bool[AnyArray, "batch tokens"] | None = None
+    segment_ids: Int[AnyArray, "batch tokens"] | None = None
     targets: Any = None
-    index: Int[Array, "batch"] | None = None
+    index: Int[AnyArray, "batch"] | None = None
 
     @property
     def bucket(self) -> tuple[int, ...]:
         """What the examples are padded to: (height, width) of images, else (tokens,)."""
-        return self.input_ids.shape[1:] if self.images is None else self.images.shape[1:3]
+        if self.images is not None:
+            return self.images.shape[1:3]
+        if self.input_ids is None:
+            raise ValueError(f"a batch of {self.task} has neither images nor texts")
+        return self.input_ids.shape[1:]
 
 
-@struct.dataclass
-class Outputs:
+class Outputs(struct.PyTreeNode):
     """What the model answers. A room of one's own may return a subclass with more fields.
 
     Attributes:

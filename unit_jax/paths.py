@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from etils import epath
 
@@ -55,7 +55,7 @@ def check_local(flag: str, value: epath.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def reaching(flag: str, path: epath.Path) -> Iterator[None]:
+def reaching(flag: str, path: epath.Path) -> Generator[None]:
     """Whatever a file system or a cloud raises becomes one error that names the flag.
 
     Raises:

@@ -5,6 +5,7 @@ Nothing of unit_jax is touched: sources, a room and a config, all in this file.
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ class Number(Output):
         return NumberTargets(np.asarray(targets, np.float32))
 
     def target_shapes(self, settings):
-        return NumberTargets(((), np.float32))
+        return NumberTargets(jax.ShapeDtypeStruct((), np.float32))
 
     def head(self, settings, rngs):
         return NumberHead(settings.decoder.width, rngs)

@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -366,7 +366,7 @@ class Writer:
         self.save_manifest(datasets={**others, dataset.name: entry})
 
     @contextlib.contextmanager
-    def _problems(self, dataset: base.RecordSource | images.Family) -> Iterator[base.Problems]:
+    def _problems(self, dataset: base.RecordSource | images.Family) -> Generator[base.Problems]:
         """Collects faults; writes them to problems.jsonl, also when they are too many."""
         problems = base.Problems(dataset.name, self._settings.max_problems)
         try:

@@ -1,6 +1,7 @@
 """Shapes, dtypes and shardings of batches: what programs are compiled for before data are read."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,9 +18,8 @@ def batch_shapes(spec: TaskSpec, bucket: Bucket, settings: Settings, mesh) -> Ba
     """Of the training batches of a task and bucket."""
     array = _arrays(settings.train.batch_size, mesh)
     targets = jax.tree.map(
-        lambda leaf: array(*leaf[0], dtype=leaf[1]),
+        lambda leaf: array(*leaf.shape, dtype=leaf.dtype),
         outputs.room(spec).target_shapes(settings.data),
-        is_leaf=lambda leaf: isinstance(leaf, tuple),
     )
     return input_shapes(spec, bucket, settings.train.batch_size, mesh).replace(targets=targets)
 
@@ -42,7 +42,7 @@ def _arrays(examples: int, mesh) -> Callable[..., jax.ShapeDtypeStruct]:
     """array(*shape of an example, dtype=int32): a batch's, split over the mesh."""
     sharding = partitioning.split_over_batch(mesh)
 
-    def array(*shape: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
+    def array(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((examples, *shape), dtype, sharding=sharding)
 
     return array

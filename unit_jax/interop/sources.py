@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -136,7 +136,7 @@ def saved_tasks(metadata: Mapping[str, Any]) -> dict[str, TaskFacts]:
 
 
 @contextlib.contextmanager
-def naming(source: str | os.PathLike) -> Iterator[None]:
+def naming(source: str | os.PathLike) -> Generator[None]:
     """Puts the source's name before the message of a ValueError."""
     try:
         yield

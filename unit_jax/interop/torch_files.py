@@ -18,7 +18,7 @@ import struct
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +261,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 
 @contextlib.contextmanager
-def _tar_member(path: Path) -> Iterator[Path]:
+def _tar_member(path: Path) -> Generator[Path]:
     """The one checkpoint of a tar as a temporary file."""
     with tarfile.open(path) as archive, tempfile.TemporaryDirectory() as folder:
         found, limit = [], _limit(path)
@@ -380,7 +380,7 @@ def _contiguous(array: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _whole_file(path: str | os.PathLike) -> Iterator[str]:
+def _whole_file(path: str | os.PathLike) -> Generator[str]:
     """A temporary path beside `path` that takes its place when everything went well."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -34,6 +34,7 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, Flat, Flat]:
 
 def merge(graph: nnx.GraphDef, params: Mapping[str, Array], rest: Mapping[str, Array]):
     """The module again; pure, so it may be called under jit."""
+    leaves: dict[tuple[str | int, ...], nnx.Variable]
     leaves = {_path(name): nnx.Param(value) for name, value in params.items()}
     leaves |= {_path(name): nnx.Variable(value) for name, value in rest.items()}
     return nnx.merge(graph, nnx.from_flat_state(leaves))

@@ -1,5 +1,7 @@
 """Heads: from decoder states to the answers of a task."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -42,9 +44,9 @@ class AttributeHead(nnx.Module):
     def __init__(self, task: TaskSpec, width: int, *, rngs: nnx.Rngs):
         shape = (task.num_labels + 1, CLASS_WIDTH)
         self.class_embedding = nnx.Param(ATTRIBUTE_INIT(rngs.params(), shape, jnp.float32))
-        options = dict(rngs=rngs, kernel_init=ATTRIBUTE_INIT, zero_bias=True)
-        self.linear1 = Linear(width + CLASS_WIDTH, ATTRIBUTE_WIDTH, **options)
-        self.linear2 = Linear(ATTRIBUTE_WIDTH, task.num_attributes, **options)
+        linear = functools.partial(Linear, rngs=rngs, kernel_init=ATTRIBUTE_INIT, zero_bias=True)
+        self.linear1 = linear(width + CLASS_WIDTH, ATTRIBUTE_WIDTH)
+        self.linear2 = linear(ATTRIBUTE_WIDTH, task.num_attributes)
 
     def __call__(
         self, hidden_states: Float[Array, "*dims width"], class_ids: Int[Array, "*dims"]

@@ -18,7 +18,7 @@ import scipy.sparse
 from flax import nnx
 from jaxtyping import Array, Float
 
-from unit_jax.batch import Outputs
+from unit_jax.batch import AnyArray, Outputs
 from unit_jax.outputs.analysis import Analysis
 from unit_jax.settings import DataSettings, LossSettings, ModelSettings
 from unit_jax.tasks import TaskSpec
@@ -75,13 +75,22 @@ Move = Flip | Resize | Crop
 
 
 class Examples(Protocol):
-    """A split: its records by row. `height` and `width` are there with images only."""
+    """A split: its records by row."""
 
-    height: np.ndarray | None
-    width: np.ndarray | None
+    @property
+    def height(self) -> np.ndarray | None:
+        """Of each image in pixels; None without images."""
+
+    @property
+    def width(self) -> np.ndarray | None:
+        """As `height`."""
+
+    @property
+    def num_objects(self) -> np.ndarray | None:
+        """Objects of each image that training keeps; None where answers are no objects."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, row: int) -> Record: ...
+    def __getitem__(self, row: int, /) -> Record: ...
 
 
 class Described(NamedTuple):
@@ -151,7 +160,8 @@ class Output(abc.ABC):
 
     @abc.abstractmethod
     def target_shapes(self, settings: DataSettings) -> Any:
-        """The same pytree with (shape without the batch, dtype) pairs as leaves."""
+        """The same pytree of one example: shapes without the batch, and dtypes, as
+        `jax.ShapeDtypeStruct`."""
 
     def check(self, examples: Examples, settings: DataSettings) -> str | None:
         """What keeps a split from being used with these settings, in a sentence; None = nothing."""
@@ -176,14 +186,14 @@ class Output(abc.ABC):
         self,
         outputs: Outputs,
         targets: Any,
-        head: nnx.Module,
+        head: Any,
         settings: LossSettings,
         matches: Array | None = None,
     ) -> tuple[Float[Array, ""], Terms]:
         """The loss of a batch, and its terms as they are summed into it."""
 
     @abc.abstractmethod
-    def predict(self, outputs: Outputs, head: nnx.Module) -> dict[str, Array]:
+    def predict(self, outputs: Outputs, head: Any) -> dict[str, Array]:
         """What metrics and people need of the answers; arrays whose first dimension is the batch.
         Small ones: those of a whole split are kept in host memory."""
 
@@ -232,6 +242,10 @@ class Output(abc.ABC):
         no labels. With it a bag of words can be tried on the texts alone."""
         del examples, names
         return None
+
+    def from_logits(self, logits: Float[AnyArray, "examples labels"]) -> dict[str, Any]:
+        """The predictions that label logits stand for; needed where there are `label_scores`."""
+        raise TypeError(f"{type(self).__name__} has no labels")
 
     def analyse(
         self, predictions: Predictions, examples: Examples, names: Names

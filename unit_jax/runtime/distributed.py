@@ -16,7 +16,7 @@ import sys
 import traceback
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -221,7 +221,7 @@ class LastWords:
         self._say(step=step)
 
     @contextlib.contextmanager
-    def instead_of_waiting(self) -> Iterator[None]:
+    def instead_of_waiting(self) -> Generator[None]:
         """For the innermost of several contexts: what is in others may wait for lost processes."""
         try:
             yield

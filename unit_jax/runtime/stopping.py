@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from unit_jax.runtime import exits
 
@@ -74,7 +74,7 @@ def handled(doing: str, safe: Callable[[], str] | None = None) -> Iterator[None]
 
 
 @contextlib.contextmanager
-def at_once(doing: str) -> Iterator[None]:
+def at_once(doing: str) -> Generator[None]:
     """Inside, a request cuts this off."""
     before, _state.doing = _state.doing, doing
     if _state.installed and _state.asked.is_set():
@@ -86,7 +86,7 @@ def at_once(doing: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def graceful() -> Iterator[threading.Event]:
+def graceful() -> Generator[threading.Event]:
     """Inside, the first request only sets the event that this gives; the second ends at once."""
     with handled("") if not _state.installed else at_once(""):
         yield _state.asked

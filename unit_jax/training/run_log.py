@@ -8,7 +8,7 @@ import json
 import pathlib
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -139,7 +139,7 @@ class RunLog:
             self.flush(step)
 
     @contextlib.contextmanager
-    def program(self, name: Hashable) -> Iterator[None]:
+    def program(self, name: Hashable) -> Generator[None]:
         """Work whose programs are compiled the first time only, such as (task, shapes).
 
         What is compiled in it later counts as `recompilations`.

@@ -34,8 +34,7 @@ from unit_jax.training import optimizer as optim
 Logs = dict[str, jax.Array | float]
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """All that a run must remember; `optimizer.step` is also the position in the data."""
 
     params: Flat

@@ -288,7 +288,8 @@ def test_cardinality_error():
     logits[0, 0, 3, 2] = 1
     logits[0, 1, :, 2] = 1  # none sees one, and none is there
     outputs = Outputs(None, jnp.asarray(logits), jnp.zeros((1, 2, 4, 4)))
-    targets = ObjectTargets(object_mask=jnp.asarray([[True, True, False], [False, False, False]]))
+    mask = jnp.asarray([[True, True, False], [False, False, False]])
+    targets = ObjectTargets(jnp.zeros((2, 3, 4)), jnp.zeros((2, 3), int), mask)
     errors = detection.cardinality_error(outputs, targets, SETTINGS)
     assert errors == {"cardinality_error": 0.5}
 

@@ -12,7 +12,7 @@ import json
 import pathlib
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -123,7 +123,7 @@ def prepare(
 
 
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
+def _alone(folder: pathlib.Path) -> Generator[None]:
     """One process at a time prepares a data folder; the others wait, and find it done."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".preparing.lock").open("w") as file:

@@ -1,6 +1,7 @@
 """The rooms of labels: one of several is right, or several are right to a degree."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import scipy.sparse
 from flax import nnx, struct
 from jaxtyping import Array, Float, Int
 
-from unit_jax.batch import Outputs
+from unit_jax.batch import AnyArray, Outputs
 from unit_jax.models.heads import ClassificationHead
 from unit_jax.outputs import analysis
 from unit_jax.outputs.analysis import Analysis
@@ -18,26 +19,24 @@ from unit_jax.outputs.labels import answers, loss, metrics, vqa_server
 from unit_jax.settings import DataSettings, LossSettings, ModelSettings
 
 
-@struct.dataclass
-class LabelTargets:
+class LabelTargets(struct.PyTreeNode):
     """The one right label of each example.
 
     Attributes:
       labels: label numbers.
     """
 
-    labels: Int[Array, "batch"]
+    labels: Int[AnyArray, "batch"]
 
 
-@struct.dataclass
-class ScoreTargets:
+class ScoreTargets(struct.PyTreeNode):
     """How right each answer is.
 
     Attributes:
       answer_scores: soft score in [0, 1] per answer.
     """
 
-    answer_scores: Float[Array, "batch answers"]
+    answer_scores: Float[AnyArray, "batch answers"]
 
 
 class _Labelled(Output):
@@ -68,10 +67,6 @@ class _Labelled(Output):
 
     def said(self, prediction: Predictions, names: Names) -> str:
         return names.label(int(prediction["labels"]))
-
-    def from_logits(self, logits: Float[Array, "examples labels"]) -> dict[str, Array]:
-        """The predictions that logits stand for; JAX or NumPy arrays."""
-        raise NotImplementedError
 
     def constant(self, train: Examples, count: int, names: Names) -> Predictions:
         """The label that does best on the training set, for every example."""
@@ -119,7 +114,7 @@ class Label(_Labelled):
         return LabelTargets(np.asarray(targets, np.int32))
 
     def target_shapes(self, settings: DataSettings) -> LabelTargets:
-        return LabelTargets(((), np.int32))
+        return LabelTargets(jax.ShapeDtypeStruct((), np.int32))
 
     def loss(
         self,
@@ -127,11 +122,11 @@ class Label(_Labelled):
         targets: LabelTargets,
         head: ClassificationHead,
         settings: LossSettings,
-        matches: None = None,
+        matches: Array | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         return loss.cross_entropy(outputs.logits, targets.labels)
 
-    def from_logits(self, logits: Float[Array, "examples labels"]) -> dict[str, Array]:
+    def from_logits(self, logits: Float[AnyArray, "examples labels"]) -> dict[str, Any]:
         labels = metrics.best_labels(logits)
         return {"labels": labels, "scores": metrics.probabilities(logits).max(-1)}
 
@@ -187,7 +182,7 @@ class Scores(_Labelled):
         return ScoreTargets(np.stack(targets))
 
     def target_shapes(self, settings: DataSettings) -> ScoreTargets:
-        return ScoreTargets(((self.spec.num_labels,), np.float32))
+        return ScoreTargets(jax.ShapeDtypeStruct((self.spec.num_labels,), np.float32))
 
     def loss(
         self,
@@ -195,11 +190,11 @@ class Scores(_Labelled):
         targets: ScoreTargets,
         head: ClassificationHead,
         settings: LossSettings,
-        matches: None = None,
+        matches: Array | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         return loss.binary_cross_entropy(outputs.logits, targets.answer_scores, self.spec.name)
 
-    def from_logits(self, logits: Float[Array, "examples labels"]) -> dict[str, Array]:
+    def from_logits(self, logits: Float[AnyArray, "examples labels"]) -> dict[str, Any]:
         labels = metrics.best_answers(logits)
         best = logits[:, metrics.UNKNOWN + 1 :].max(-1)
         return {"labels": labels, "scores": metrics.sigmoid(best)}

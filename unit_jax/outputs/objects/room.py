@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
@@ -52,20 +53,21 @@ class Objects(Output):
         return object_targets.pad(targets, sizes, settings.max_objects, with_attributes)
 
     def target_shapes(self, settings: DataSettings) -> object_targets.ObjectTargets:
-        n = settings.max_objects
-        slots = (
-            ((n, object_targets.ATTRIBUTE_SLOTS), np.int32) if self.spec.num_attributes else None
-        )
+        n, slots = settings.max_objects, None
+        if self.spec.num_attributes:
+            slots = jax.ShapeDtypeStruct((n, object_targets.ATTRIBUTE_SLOTS), np.int32)
         return object_targets.ObjectTargets(
-            boxes_cxcywh=((n, 4), np.float32),
-            labels=((n,), np.int32),
+            boxes_cxcywh=jax.ShapeDtypeStruct((n, 4), np.float32),
+            labels=jax.ShapeDtypeStruct((n,), np.int32),
+            object_mask=jax.ShapeDtypeStruct((n,), np.bool_),
             attributes=slots,
-            object_mask=((n,), np.bool_),
         )
 
     def check(self, examples: Examples, settings: DataSettings) -> str | None:
         """More objects on an image than the shapes hold, unless they may be truncated."""
         counts = examples.num_objects
+        if counts is None:
+            return "it counts no objects; its index needs num_objects"
         above = np.flatnonzero(counts > settings.max_objects)
         if settings.truncate_objects or not len(above):
             return None

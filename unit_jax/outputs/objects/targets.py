@@ -1,12 +1,13 @@
 """The objects of an image: from a record, through the transforms, to padded arrays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
+from unit_jax.batch import AnyArray
 from unit_jax.outputs.base import Crop, Flip, Move, Resize
 
 ATTRIBUTE_SLOTS = 16  # attribute ids an object can carry; the reference fixes them
@@ -30,21 +31,20 @@ class Objects(NamedTuple):
         return Objects(self.boxes_xyxy[keep], self.labels[keep], self.attributes[keep])
 
 
-@struct.dataclass
-class ObjectTargets:
+class ObjectTargets(struct.PyTreeNode):
     """The objects of a batch of images, padded to the same number.
 
     Attributes:
       boxes_cxcywh: (centre x, centre y, width, height) in [0, 1] of the valid image.
       labels: class ids.
-      attributes: up to 16 attribute ids per object, -1 = unused slot; None without attributes.
       object_mask: True where an object is real.
+      attributes: up to 16 attribute ids per object, -1 = unused slot; None without attributes.
     """
 
-    boxes_cxcywh: Float[Array, "batch objects 4"] | None = None
-    labels: Int[Array, "batch objects"] | None = None
-    attributes: Int[Array, "batch objects 16"] | None = None
-    object_mask: Bool[Array, "batch objects"] | None = None
+    boxes_cxcywh: Float[AnyArray, "batch objects 4"]
+    labels: Int[AnyArray, "batch objects"]
+    object_mask: Bool[AnyArray, "batch objects"]
+    attributes: Int[AnyArray, "batch objects 16"] | None = None
 
 
 def trained_objects(
@@ -78,7 +78,7 @@ def load(objects: Mapping[str, Any], height: int, width: int) -> Objects:
 def move(objects: Objects, moves: Sequence[Move]) -> Objects:
     """The objects after their image went through these, in this order."""
     for one in moves:
-        objects = _MOVES[type(one)](objects, one)
+        objects = MOVES[type(one)](objects, one)
     return objects
 
 
@@ -103,7 +103,7 @@ def crop(objects: Objects, by: Crop) -> Objects:
     return objects._replace(boxes_xyxy=boxes).select((boxes[:, 2:] > boxes[:, :2]).all(axis=-1))
 
 
-_MOVES = {Flip: flip, Resize: resize, Crop: crop}
+MOVES: dict[type, Callable[[Objects, Any], Objects]] = {Flip: flip, Resize: resize, Crop: crop}
 
 
 def normalise_boxes(
@@ -136,4 +136,4 @@ def pad(
         given = one.boxes_xyxy if sizes is None else normalise_boxes(one.boxes_xyxy, *sizes[i])
         boxes[i, :n], labels[i, :n] = given[:n], one.labels[:n]
         attributes[i, :n], mask[i, :n] = one.attributes[:n], True
-    return ObjectTargets(boxes, labels, attributes if with_attributes else None, mask)
+    return ObjectTargets(boxes, labels, mask, attributes if with_attributes else None)

@@ -6,7 +6,7 @@ import functools
 import json
 import pathlib
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from unittest import mock
 
 import jax
@@ -231,7 +231,7 @@ def precision(data: Mapping[str, np.ndarray]) -> str:
     return "float32" if "float32" in kinds else "float64"
 
 
-def check_model(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Iterator[Table]:
+def check_model(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Generator[Table]:
     """Tables of one model file; one in float64 wants x64 enabled."""
     meta = json.loads(str(data["meta"]))
     dtype = precision(data)
