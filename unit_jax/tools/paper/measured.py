@@ -193,7 +193,7 @@ def draw(found: Sequence[Measured], path: epath.Path, published: bool) -> None:
     figure.text(0.012, 0.995, "Alone or together?", size=15, weight="bold", va="top")
     if published:
         figure.text(0.2, 0.992, "dark lines: published", size=9, color="#7a8294", va="top")
-    figure.tight_layout(rect=(0, 0, 1, 0.965), h_pad=1.6)
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.5 / figure.get_figheight()), h_pad=1.6)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     path.write_bytes(buffer.getvalue())
