@@ -41,7 +41,8 @@ class LossStep:
         return self._loss(model, batch, outputs, matches)
 
     def _unit(self, model: Model) -> Unit:
-        params = partitioning.for_use(model.params, self._run.mesh)
+        dtype = self._run.settings.model.dtype
+        params = partitioning.for_use(model.params, self._run.mesh, dtype)
         return flat.merge(self._run.graph, params, model.statistics)
 
     def _outputs(self, model: Model, batch: Batch) -> tuple[Outputs, Array | None]:

@@ -1,6 +1,7 @@
 """The prediction step: what metrics, files and people need of the model's answer to one batch."""
 
 import dataclasses
+import typing
 
 import jax
 
@@ -8,9 +9,11 @@ from unit_jax import outputs
 from unit_jax.batch import Batch
 from unit_jax.models import flat
 from unit_jax.models.flat import Model
-from unit_jax.run import Run
 from unit_jax.runtime import partitioning
 from unit_jax.settings import Settings
+
+if typing.TYPE_CHECKING:  # it reads data; programs need not
+    from unit_jax.run import Run
 
 
 class PredictStep:
@@ -33,7 +36,7 @@ class PredictStep:
         return self._program.lower(model, batch)
 
     def _predict(self, model: Model, batch: Batch) -> dict[str, jax.Array]:
-        params = partitioning.for_use(model.params, self._mesh)
+        params = partitioning.for_use(model.params, self._mesh, self._settings.model.dtype)
         unit = flat.merge(self._graph, params, model.statistics)
         with partitioning.constrain_activations(self._mesh):
             answers = unit(batch)
@@ -60,7 +63,7 @@ class Predictor:
         return self.step(self.model, batch)
 
     @classmethod
-    def of_run(cls, run: Run, model: Model) -> "Predictor":
+    def of_run(cls, run: "Run", model: Model) -> "Predictor":
         """The predictor of a run's architecture."""
         return cls(PredictStep(run.graph, run.settings, run.mesh), model)
 

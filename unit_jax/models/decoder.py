@@ -60,7 +60,8 @@ class Decoder(nnx.Module):
         """Normed output of every layer; `queries` are the task's embeddings, the target is 0."""
         batch = memory.tokens.shape[0]
         queries = spread(queries, (batch, *queries.shape), memory.tokens.dtype)
-        x = jnp.zeros_like(queries)
+        # The target is zeros; a loop over layers must start from an array.
+        x = jnp.zeros_like(queries) if self.scan_layers else None
         _, outputs = through_layers(
             self.layers,
             x,

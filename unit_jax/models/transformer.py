@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 from unit_jax.models.attention import attend, fused_attention
 from unit_jax.models.dropout import dropout, relu_dropout
 from unit_jax.models.lean import from_inputs, gelu
+from unit_jax.models.residuals import keep
 from unit_jax.precision import at_least_float32, spread
 from unit_jax.runtime.partitioning import split_examples
 
@@ -115,7 +116,7 @@ def through_layers(
         return jax.lax.scan(body, x, inputs)
     outputs = []
     for state, key in zip(states, layer_keys, strict=True):
-        x = step(x, state, key)
+        x = keep(step(x, state, key))
         outputs.append(x)
     return x, jnp.stack(outputs)
 
@@ -142,6 +143,10 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         y = product(x, self.kernel[...])
         return y + spread(self.bias[...], y.shape, y.dtype)
+
+    def of_zeros(self, shape: tuple[int, ...], dtype) -> Float[Array, "... outputs"]:
+        """What it gives for zeros, whose product need not be computed, nor kept."""
+        return spread(self.bias[...], shape, dtype)
 
 
 @from_inputs
@@ -212,14 +217,15 @@ class Attention(nnx.Module):
         self,
         query: Float[Array, "batch queries width"],
         key: Float[Array, "batch keys width"],
-        value: Float[Array, "batch keys width"],
+        value: Float[Array, "batch keys width"] | None,
         mask: Bool[Array, "batch keys"] | None,
         keys: Keys,
     ) -> Float[Array, "batch queries width"]:
-        """`mask` is True where a key is real; None = all are."""
+        """`mask` is True where a key is real; None = all are. `value` None = zeros."""
+        values = self.value.of_zeros(key.shape, key.dtype) if value is None else self.value(value)
         q, k, v = (
             projected.reshape(*projected.shape[:2], self.heads, -1)
-            for projected in (self.query(query), self.key(key), self.value(value))
+            for projected in (self.query(query), self.key(key), values)
         )
         dropout_key = keys()
         drops = dropout_key is not None and self.dropout_rate > 0
@@ -355,15 +361,22 @@ class DecoderLayer(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch queries width"],
+        x: Float[Array, "batch queries width"] | None,
         queries: Float[Array, "batch queries width"],
         memory: Memory,
         keys: Keys,
     ) -> Float[Array, "batch queries width"]:
         """Query embeddings are added to queries and keys of self-attention and to queries of
-        cross-attention; memory positions to keys of cross-attention."""
+        cross-attention; memory positions to keys of cross-attention. `x` None = zeros."""
+        zeros = x is None and not self.pre_norm
+
+        def attend(y: Array) -> Array:
+            with_queries = y + queries
+            return self.self_attention(with_queries, with_queries, None if zeros else y, None, keys)
+
+        x = jnp.zeros_like(queries) if x is None else x
         for norm, branch in (
-            (self.norm1, lambda y: self.self_attention(y + queries, y + queries, y, None, keys)),
+            (self.norm1, attend),
             (
                 self.norm2,
                 lambda y: self.cross_attention(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -144,14 +145,17 @@ class Unit(nnx.Module):
 
 
 def normalise(images: UInt8[Array, "... 3"]) -> Float[Array, "... 3"]:
-    """(pixel / 255 - mean) / std in float32."""
+    """(pixel / 255 - mean) / std in float32.
 
-    # XLA divides by a constant through its reciprocal, which may be off in the last bit. With x64
-    # on the quotients are rounded from float64, so that float64 results can be compared.
-    def divide(x, y):
-        return (x.astype(float) / y.astype(float)).astype(jnp.float32)
-
-    return divide(divide(images, np.float32(255)) - PIXEL_MEAN, PIXEL_STD)
+    XLA may divide by a constant through its reciprocal and pass over a rounding in between, which
+    is off in the last bit. With x64 on, where results are compared in float64, the 256 values that
+    a channel can have are looked up as NumPy rounds them.
+    """
+    if not jax.config.jax_enable_x64:
+        return (images.astype(jnp.float32) / np.float32(255) - PIXEL_MEAN) / PIXEL_STD
+    values = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
+    values = jnp.asarray((values - PIXEL_MEAN) / PIXEL_STD)
+    return values[images, np.arange(3)]
 
 
 def shrink_mask(

@@ -1,8 +1,9 @@
 """Where arrays live: a mesh over all devices, and the tables that lay parameters out on it.
 
-The mesh has three axes. Batches are split over `data` and `fsdp`; parameters, their gradients and
-the optimiser's moments, all alike, over `fsdp` and `tensor`. The model's code states no
-collectives: XLA's partitioner places them (axis type Auto).
+The mesh has three axes. Batches are split over `data` and `fsdp`, parameters over `fsdp` and
+`tensor`. Moments, and the gradients that an update reads, are split further, over all devices:
+each updates its share, and parameters are gathered once afterwards (ZeRO's first stage). The
+model's code states no collectives: XLA's partitioner places them (axis type Auto).
 """
 
 import contextlib
@@ -33,6 +34,7 @@ PARAMETERS = (
     (r".*\.(word|class)_embedding", ("vocab", "embed")),
     (r".*_embedding|queries\..*", (None, "embed")),
 )
+MOMENTS = ("mu", "nu")
 # Which mesh axis a logical axis is split over.
 MESH_AXES = dict(
     embed="fsdp",
@@ -115,15 +117,56 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
     return PartitionSpec(*(part[0] if len(part) == 1 else part or None for part in parts))
 
 
+def share_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """How a parameter's moments, and its gradient at an update, are split: as the parameter, and
+    over the mesh axes that this leaves, so that every device updates a share of its own.
+
+    A dimension takes an axis where at least eight rows a device remain (a TPU's tile), or else
+    where it can be divided at all. What `parameter_spec` does not know stays whole.
+    """
+    names = next((names for pattern, names in PARAMETERS if re.fullmatch(pattern, path)), ())
+    spec = parameter_spec(path, shape, mesh)
+    if len(names) != len(shape):
+        return spec
+    parts = [
+        (part,) if isinstance(part, str) else tuple(part or ())
+        for part in (*spec, *[None] * (len(shape) - len(spec)))
+    ]
+    named = [dimension for dimension, name in enumerate(names) if name]
+    for axis in AXES:
+        if mesh.shape[axis] == 1 or any(axis in part for part in parts):
+            continue
+        pieces = {
+            dimension: mesh.shape[axis] * math.prod(mesh.shape[own] for own in parts[dimension])
+            for dimension in named
+        }
+        for rows in (8, 1):
+            fitting = [own for own in named if shape[own] % (rows * pieces[own]) == 0]
+            if fitting:
+                parts[fitting[0]] += (axis,)
+                break
+    while parts and not parts[-1]:
+        parts.pop()
+    return PartitionSpec(*(part[0] if len(part) == 1 else part or None for part in parts))
+
+
 def shardings(tree, mesh: Mesh | AbstractMesh):
     """The sharding of every leaf of a tree whose dicts map parameter paths to arrays (parameters,
-    gradients, optimiser state); what lies in no such dict is replicated."""
+    statistics, optimiser state); what lies in no such dict is replicated. What lies in a dict
+    called `mu` or `nu` are moments (see `share_spec`)."""
 
     def one(keys, leaf):
         path = keys[-1].key if isinstance(keys[-1], jax.tree_util.DictKey) else ""
-        return NamedSharding(mesh, parameter_spec(path, leaf.shape, mesh))
+        owner = getattr(keys[-2], "name", getattr(keys[-2], "key", "")) if len(keys) > 1 else ""
+        spec = share_spec if owner in MOMENTS else parameter_spec
+        return NamedSharding(mesh, spec(path, leaf.shape, mesh))
 
     return jax.tree.map_with_path(one, tree)
+
+
+def gradient_shardings(grads, mesh: Mesh | AbstractMesh):
+    """The sharding of gradients, by parameter path, as an update reads them (see `share_spec`)."""
+    return {path: NamedSharding(mesh, share_spec(path, x.shape, mesh)) for path, x in grads.items()}
 
 
 def abstract(tree, mesh: Mesh | AbstractMesh):
@@ -150,26 +193,41 @@ def constrain(tree, mesh: Mesh):
     return jax.lax.with_sharding_constraint(tree, shardings(tree, mesh))
 
 
-def for_use(params: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+def constrain_gradients(grads: dict[str, jax.Array], mesh: Mesh) -> dict[str, jax.Array]:
+    """Under jit: sums gradients over the batch, then keeps of each sum a device's share.
+
+    In two steps, so that the partitioner adds up where it has the whole and only then cuts: it
+    would else be free to move activations. TPUs make one reduce-scatter of the two.
+    """
+    grads = constrain(grads, mesh)
+    return jax.lax.with_sharding_constraint(grads, gradient_shardings(grads, mesh))
+
+
+def for_use(params: dict[str, jax.Array], mesh: Mesh, dtype: str) -> dict[str, jax.Array]:
     """Under jit: parameters as the model is to read them.
 
-    Where they are split over `fsdp` and `tensor`, the parts of `fsdp` are put together first. What
-    XLA's partitioner made of products with matrices split over both was wrong on meshes that split
-    over all three axes, with an example per device (jax 0.10.2, CPU; tests/test_sharding.py).
+    What is split over `fsdp` is put together before it is used, in the dtype that the model casts
+    it to anyway: at 16 bits half as many bytes travel. Left to itself XLA's partitioner gathers
+    float32, or moves activations instead; and what it made of products with matrices split over
+    `fsdp` and `tensor` was wrong on meshes that split over all three axes, with an example per
+    device (jax 0.10.2, CPU; tests/test_sharding.py).
     """
-    if mesh.shape["fsdp"] == 1 or mesh.shape["tensor"] == 1:
+    if mesh.shape["fsdp"] == 1:
         return params
 
     def without_fsdp(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
         axes = (axes,) if isinstance(axes, str) else axes or ()
         return tuple(axis for axis in axes if axis != "fsdp")
 
-    specs = {path: parameter_spec(path, x.shape, mesh) for path, x in params.items()}
-    wanted = {
-        path: NamedSharding(mesh, PartitionSpec(*map(without_fsdp, spec)))
-        for path, spec in specs.items()
-    }
-    return jax.lax.with_sharding_constraint(params, wanted)
+    def one(path: str, x: jax.Array) -> jax.Array:
+        spec = parameter_spec(path, x.shape, mesh)
+        if path.endswith(".kernel") and not path.startswith("heads."):
+            # Cast where it lies, or the partitioner would gather first.
+            x = jax.lax.with_sharding_constraint(x.astype(dtype), NamedSharding(mesh, spec))
+        wanted = PartitionSpec(*map(without_fsdp, spec))
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, wanted))
+
+    return {path: one(path, x) for path, x in params.items()}
 
 
 def constrain_activations(mesh: Mesh) -> contextlib.AbstractContextManager:

@@ -15,19 +15,17 @@ import sys
 import tempfile
 import time
 
-from flax import nnx
 from tqdm import tqdm
 
-from unit_jax import config_files, outputs
+from unit_jax import config_files
 from unit_jax.evaluation.step import PredictStep
-from unit_jax.models import flat
 from unit_jax.run import check_batch_sizes
 from unit_jax.runtime import partitioning
 from unit_jax.settings import Settings
-from unit_jax.tools.show_sharding import abstract_state
 from unit_jax.training import compilation
 from unit_jax.training import optimizer as optim
-from unit_jax.training.step import TrainState, TrainStep
+from unit_jax.training.state import abstract_run
+from unit_jax.training.step import TrainStep
 
 PARTS = ("training", "evaluation")
 CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -71,12 +69,8 @@ def compile_all(settings: Settings, part: str, threads: int) -> str:
     """Compiles every program of a part; tells how many there are and how long it took."""
     mesh = partitioning.make_mesh(settings.mesh)
     check_batch_sizes(settings.train, mesh)
-    graph, *_ = flat.abstract(
-        lambda: outputs.build(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
-    )
+    graph, state = abstract_run(settings, mesh)
     step = TrainStep(graph, settings, optim.Optimizer(settings.optimizer, 1), mesh)
-    parts = abstract_state(settings, mesh)
-    state = TrainState(parts["parameters"], parts["batch-norm statistics"], parts["optimiser"])
     shapes = compilation.all_shapes(settings)
     predict = PredictStep(graph, settings, mesh)
     of_part = {name: shapes if name == part else [] for name in PARTS}

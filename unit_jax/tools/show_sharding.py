@@ -3,9 +3,9 @@
 unit-jax show-sharding --config configs/unit.py --mesh data=2,fsdp=4,tensor=1
 
 A line per parameter: path, shape, the mesh axes that its dimensions are split over ("-" = whole)
-and the bytes that one device holds of it; at the end the totals. The optimiser's moments lie as
-their parameters do, and frozen parameters have none. Label counts are the config's, or those of
---data_dir.
+and the bytes that one device holds of it; at the end the totals. The optimiser's moments are split
+further, over all devices (`partitioning.share_spec`), and frozen parameters have none. Label counts
+are the config's, or those of --data_dir.
 """
 
 import argparse
@@ -15,16 +15,13 @@ import sys
 from collections.abc import Iterator
 
 import jax
-from flax import nnx
 from jax.sharding import PartitionSpec
 
-from unit_jax import outputs
 from unit_jax import settings as settings_lib
-from unit_jax.models import flat
 from unit_jax.runtime import partitioning
 from unit_jax.settings import MeshSettings, Settings
 from unit_jax.tools.convert_checkpoint import load_settings
-from unit_jax.training import optimizer as optim
+from unit_jax.training.state import abstract_run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,8 +66,13 @@ def layout(settings: Settings, devices: int | None = None) -> Iterator[str]:
     """The lines of the table."""
     given = [size for size in dataclasses.astuple(settings.mesh) if size != -1]
     mesh = partitioning.abstract_mesh(settings.mesh, devices or math.prod(given))
-    state = abstract_state(settings, mesh)
-    params = state["parameters"]
+    _, state = abstract_run(settings, mesh)
+    parts = {
+        "parameters": state.params,
+        "batch-norm statistics": state.statistics,
+        "optimiser": state.optimizer,
+    }
+    params = state.params
     wide = max(map(len, params))
     yield f"mesh: {', '.join(f'{axis} {size}' for axis, size in mesh.shape.items())}"
     yield f"{'parameter':{wide}}  {'shape':18} {'split over':32} {'bytes per device':>16}"
@@ -79,22 +81,11 @@ def layout(settings: Settings, devices: int | None = None) -> Iterator[str]:
         yield f"{path:{wide}}  {shape:18} {spec:32} {bytes_per_device(leaf):16,}"
     yield ""
     yield f"{'total':{wide}}  {'bytes':>18} {'':32} {'bytes per device':>16} {'part':>8}"
-    for name, tree in state.items():
+    for name, tree in parts.items():
         leaves = jax.tree.leaves(tree)
         whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         held = sum(map(bytes_per_device, leaves))
         yield f"{name:{wide}}  {whole:18,} {'':32} {held:16,} {held / whole:8.1%}"
-
-
-def abstract_state(settings: Settings, mesh) -> dict:
-    """Shapes, dtypes and shardings of parameters, statistics and optimiser state."""
-    _, params, statistics = flat.abstract(
-        lambda: outputs.build(settings.model, settings.tasks, rngs=nnx.Rngs(settings.seed))
-    )
-    optimizer = optim.Optimizer(settings.optimizer, settings.train.steps)
-    moments = jax.eval_shape(optimizer.init, params)
-    state = {"parameters": params, "batch-norm statistics": statistics, "optimiser": moments}
-    return partitioning.abstract(state, mesh)
 
 
 def bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:

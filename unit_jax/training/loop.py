@@ -19,7 +19,7 @@ from unit_jax.evaluation.step import Predictor
 from unit_jax.runtime import distributed, exits, partitioning, stopping
 from unit_jax.runtime.checkpoints import FOLDER, Checkpoints, best_step
 from unit_jax.training import best as best_lib
-from unit_jax.training import bundle, compilation
+from unit_jax.training import bundle, compilation, fit
 from unit_jax.training import optimizer as optim
 from unit_jax.training import session as session_lib
 from unit_jax.training.run_log import RunLog, TooManyBadSteps
@@ -115,7 +115,9 @@ def _train(
             if distributed.is_first():
                 report.show(workdir)
             return exits.DONE
-        checkpoints.check_room(abstract_state(run, optimizer), settings.max_to_keep)
+        target = abstract_state(run, optimizer)
+        checkpoints.check_room(target, settings.max_to_keep)
+        fit.check(run.graph, run.settings, run.mesh, target)
         state, evaluation = start(run, optimizer, checkpoints), None
         step = int(state.optimizer.step)
         best = best_lib.Best(best.metric, settings.stop_after)  # up to the checkpoint that is good

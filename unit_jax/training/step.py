@@ -1,10 +1,10 @@
 """The train step: gradients of one batch, then one update.
 
 Where a task's room matches answers to targets (detection), the gradient program is split in two:
-forward (outputs, matching costs and the pullback of the model), the assignment solved on the host
-from the process's own examples, then backward. No callback runs inside a compiled program, so a
-failing solver is an ordinary Python error and any sharding works. With `loss.matcher` "device" all
-of it is one program.
+forward (outputs, matching costs, what the model's derivative needs), the assignment solved on the
+host from the process's own examples, then backward. No callback runs inside a compiled program, so
+a failing solver is an ordinary Python error and any sharding works. With `loss.matcher` "device"
+all of it is one program.
 
 A step whose loss or gradient is not finite changes nothing but the step's number; its logs say
 `bad_step` and, where the matching costs were the cause, `bad_costs`.
@@ -30,6 +30,8 @@ from unit_jax.outputs.objects import matching
 from unit_jax.runtime import partitioning
 from unit_jax.settings import Settings
 from unit_jax.training import optimizer as optim
+from unit_jax.training import pullback as pullback_lib
+from unit_jax.training.pullback import Pullback
 
 Logs = dict[str, jax.Array | float]
 
@@ -161,14 +163,30 @@ class Gradients:
         matches = partitioning.to_devices(matches, self._mesh, axis=1)
         return matches, 1000 * (time.perf_counter() - start)
 
-    def _learned_by(self, state: TrainState, task: str) -> Flat:
+    def kept(self, state: TrainState, batch: Batch) -> list[jax.Array]:
+        """What the backward pass is handed of a batch that goes through the model at once."""
+        return self._derived(state, batch)[1].kept
+
+    def _derived(self, state: TrainState, batch: Batch) -> tuple[Outputs, Pullback]:
+        """The model's outputs, and their derivative for what the task learns."""
+        with partitioning.constrain_activations(self._mesh):
+            return pullback_lib.vjp(
+                lambda learned: self._outputs(learned, state, batch, 0),
+                self.learned_by(state, batch.task),
+                (state, batch),
+                len(jax.tree.leaves(batch)[0]),
+            )
+
+    def learned_by(self, state: TrainState, task: str) -> Flat:
+        """The parameters that a step of the task gives a gradient."""
         params = state.params.items()
         return {
             path: p for path, p in params if learns(self._settings, self._optimizer, task, path)
         }
 
     def _model(self, learned: Flat, state: TrainState) -> Unit:
-        params = partitioning.for_use({**state.params, **learned}, self._mesh)
+        dtype = self._settings.model.dtype
+        params = partitioning.for_use({**state.params, **learned}, self._mesh, dtype)
         return flat.merge(self._graph, params, state.statistics)
 
     def _outputs(self, learned: Flat, state: TrainState, batch: Batch, part: int) -> Outputs:
@@ -180,7 +198,7 @@ class Gradients:
             return model(batch, key=key)
 
     def _single_gradients(self, state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
-        room, learned = self._room(batch), self._learned_by(state, batch.task)
+        room, learned = self._room(batch), self.learned_by(state, batch.task)
 
         def one(batch: Batch, part: int):
             def loss(learned: Flat):
@@ -192,16 +210,15 @@ class Gradients:
             return {"loss": total, **terms}, partitioning.constrain(grads, self._mesh)
 
         logs, grads = self._sum_over_parts(one, batch)
-        return jax.tree.map(lambda x: x / self._parts, (logs, grads))
+        logs, grads = jax.tree.map(lambda x: x / self._parts, (logs, grads))
+        return logs, partitioning.constrain_gradients(grads, self._mesh)
 
     def _matched_forward(self, state: TrainState, batch: Batch):
-        def run(batch: Batch, part: int, learned: Flat | None = None) -> Outputs:
-            return self._outputs(learned or {}, state, batch, part)
+        def run(batch: Batch, part: jax.Array) -> Outputs:
+            return self._outputs({}, state, batch, part)
 
         if self._parts == 1:
-            outputs, pullback = jax.vjp(
-                lambda learned: run(batch, 0, learned), self._learned_by(state, batch.task)
-            )
+            outputs, pullback = self._derived(state, batch)
         else:
             pullback = None
             parts = jax.lax.map(lambda xs: run(*xs), self._split(batch))
@@ -211,9 +228,9 @@ class Gradients:
         return outputs, pullback, jax.lax.with_sharding_constraint(costs, over_batch)
 
     def _matched_backward(
-        self, state: TrainState, batch: Batch, outputs: Outputs, pullback: Callable | None, matches
+        self, state: TrainState, batch: Batch, outputs: Outputs, pullback: Pullback | None, matches
     ) -> tuple[Logs, Flat]:
-        room, learned = self._room(batch), self._learned_by(state, batch.task)
+        room, learned = self._room(batch), self.learned_by(state, batch.task)
         bad_costs = (matches == matching.UNUSABLE).any()
 
         def loss(parts: Flat, outputs: Outputs):
@@ -233,10 +250,10 @@ class Gradients:
             return partitioning.constrain(pullback(cotangents)[0], self._mesh)
 
         if pullback is not None:
-            (grads,) = pullback(cotangents)
+            grads = pullback(cotangents, (state, batch))
         else:
             grads = self._sum_over_parts(pull_back, batch, cotangents)
-        grads = partitioning.constrain({**grads, **head_grads}, self._mesh)
+        grads = partitioning.constrain_gradients({**grads, **head_grads}, self._mesh)
         return {"loss": total, **terms, "bad_costs": bad_costs}, grads
 
     def _matched_gradients(self, state: TrainState, batch: Batch) -> tuple[Logs, Flat]:
@@ -289,7 +306,7 @@ class Update:
         for path, reached in plan.items():
             if not reached:
                 if path not in self._zeros:
-                    self._zeros[path] = partitioning.zeros_like(state.params[path])
+                    self._zeros[path] = partitioning.zeros_like(state.optimizer.mu[path])
                 zeros[path] = self._zeros[path]
         # One array of flags: each by itself would be a transfer of its own.
         flags = np.array([*plan.values()], bool)
@@ -298,7 +315,7 @@ class Update:
     def lower(self, state: TrainState, grads: Flat, task: str, loss) -> jax.stages.Lowered:
         """The program of a call with arguments of these shapes."""
         plan = self._plan(state.params, task)
-        zeros = {path: state.params[path] for path, reached in plan.items() if not reached}
+        zeros = {path: state.optimizer.mu[path] for path, reached in plan.items() if not reached}
         flags = np.array([*plan.values()], bool)
         return self._program.lower(state, {**grads, **zeros}, flags, loss, paths=tuple(plan))
 

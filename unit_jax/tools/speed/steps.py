@@ -45,7 +45,7 @@ def load_settings(options: argparse.Namespace) -> Settings:
         if not settings.model.text_encoder.vocab_size:  # that of data, and there are none
             changes["model.text_encoder.vocab_size"] = 1000
             settings = config_files.read(options.config, changes)
-        settings = _only(settings, [name for name in options.tasks.split(",") if name])
+        settings = only_tasks(settings, [name for name in options.tasks.split(",") if name])
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     queries = [spec.num_queries for spec in settings.tasks.values() if rooms.room(spec).matches]
@@ -55,7 +55,7 @@ def load_settings(options: argparse.Namespace) -> Settings:
     return settings
 
 
-def _only(settings: Settings, names: list[str]) -> Settings:
+def only_tasks(settings: Settings, names: list[str]) -> Settings:
     """The settings with these tasks alone, at their ratios in the config; with none named, all."""
     for name in names:
         if name not in settings.tasks:
