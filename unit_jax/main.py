@@ -117,6 +117,7 @@ def _run(settings: settings_lib.Settings) -> int:
 
 def _parse(argv: list[str]) -> list[str]:
     """Reads the flags; those of single settings are kept for the config."""
+    argv = flags.FLAGS.read_flags_from_files(argv, force_gnu=False)  # --flagfile
     argv, changes = config_files.split_flags(argv)
     CHANGES.update(changes)
     return app.parse_flags_with_usage(argv)

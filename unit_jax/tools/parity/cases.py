@@ -96,10 +96,8 @@ def build_case(
     model = settings_lib.ModelSettings(
         backbone=settings_lib.BackboneSettings(
             depths=DEPTHS[args["backbone"]],
-            width=64,
             dilation=args["dilation"],
             bn_eps=recorded_bn_eps(meta),
-            calibrate=0,
         ),
         image_encoder=settings_lib.ImageEncoderSettings(
             width=args["encoder_hidden_dim"],
@@ -129,9 +127,6 @@ def build_case(
         pre_norm=args["pre_norm"],
         mask_padding=mask_padding,
         classify_all_layers=config["loss_on_all_hs"],
-        rematerialise="nothing",
-        scan_layers=False,
-        attention="plain",
         dtype=dtype,
     )
     loss = settings_lib.LossSettings(
@@ -142,12 +137,10 @@ def build_case(
         class_cost=args["set_cost_class"],
         box_cost=args["set_cost_bbox"],
         giou_cost=args["set_cost_giou"],
-        class_weight=1.0,
         box_weight=args["bbox_loss_coef"],
         giou_weight=args["giou_loss_coef"],
         attribute_weight=args["attr_loss_coef"],
         detection_weight=config["detection_loss_weight"],
-        matcher="scipy",
     )
     tasks = {}
     for group, datasets in args["num_queries"].items():  # `heads` may list more than are built
@@ -156,18 +149,7 @@ def build_case(
             tasks[spec.name] = spec
     # Only training cases name an optimiser; data and run settings play no part.
     settings = settings_lib.Settings(
-        seed=0,
-        tasks=tasks,
-        ratios={},
-        model=model,
-        loss=loss,
-        optimizer=optimizer_settings(meta),
-        data=None,
-        train=None,
-        mesh=settings_lib.MeshSettings(data=-1, fsdp=1, tensor=1),
-        distributed=None,
-        init_from=None,
-        report=settings_lib.ReportSettings(),
+        tasks=tasks, model=model, loss=loss, optimizer=optimizer_settings(meta)
     )
     graph, params, statistics = flat.abstract(lambda: outputs.build(model, tasks, rngs=nnx.Rngs(0)))
     weights = make_weights({**params, **statistics}, args["share_decoders"])
