@@ -185,10 +185,10 @@ def test_the_references_parameter_counts(row):
     import jax
     from flax import nnx
 
-    from unit_jax.models.unit import Unit
+    from unit_jax import outputs
 
     made = settings.from_config(unit.get_config(ROWS[row][0]))
-    model = nnx.eval_shape(lambda: Unit(made.model, made.tasks, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: outputs.build(made.model, made.tasks, rngs=nnx.Rngs(0)))
     leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
     assert sum(leaf.size for leaf in leaves) == ROWS[row][-1]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from unit_jax import fields
 from unit_jax.settings import Settings
-from unit_jax.tasks import TaskSpec
+from unit_jax.tasks import KINDS, PUBLISHED, TaskSpec
 
 HEAD = """\
 # Settings
@@ -50,6 +50,18 @@ when it is read. Settings of the model belong to its checkpoints; where "may cha
 below, a run may go on from a checkpoint that was made with another value, or evaluate it.
 """
 
+TASKS = f"""\
+## config.tasks.NAME
+
+A task. One of the published ({", ".join(PUBLISHED)}) says only what differs; a task of your own
+says `kind`, or `inputs` and `output`, and gets a free `index` if it gives none. Beside the table:
+
+- `ratio`: how often a training step takes the task, relative to the others (default 1);
+  "size" = by its number of training examples;
+- `kind`, short for inputs, output, transforms and lengths: {", ".join(KINDS)};
+- `soft_targets=True`, short for `output="scores"`; `f1=True`, for `metrics=("accuracy", "f1")`.
+"""
+
 
 def page() -> str:
     """The whole page, Markdown."""
@@ -57,10 +69,8 @@ def page() -> str:
     top = [field for field in dataclasses.fields(Settings) if not _group(Settings, field)]
     plain = [field for field in top if field.name not in ("tasks", "ratios")]
     parts.append("## Top level\n\n" + _table(Settings, plain, "config"))
-    parts.append(
-        "## config.tasks.NAME\n\nA task: a published one changes what it names, one of your own "
-        f"says more.\n\n{_table(TaskSpec, dataclasses.fields(TaskSpec)[1:], 'config.tasks.NAME')}"
-    )
+    table = _table(TaskSpec, dataclasses.fields(TaskSpec)[1:], "config.tasks.NAME")
+    parts.append(f"{TASKS}\n{table}")
     for where, text, cls in _groups(Settings, "config"):
         table = _table(cls, dataclasses.fields(cls), where)
         parts.append(f"## {where}\n\n{text[0].upper()}{text[1:]}.\n\n{table}")
