@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from unit_jax import config_files
 from unit_jax.tools import compile_for_tpu
 from unit_jax.tools.tpu import chips, hlo
 
@@ -126,6 +127,17 @@ def row(program: str, **values) -> dict:
 def test_the_most_examples_and_what_holds_the_next():
     rows = [row("forward"), row("backward", peak_bytes=80), row("update", peak_bytes=99)]
     assert compile_for_tpu.limits(rows)["coco"] == dict(most=2, holds="backward", each=30)
+
+
+def test_the_code_of_all_shapes_counts_updates_once():
+    settings = config_files.read(
+        "configs/unit.py", {"data.text_buckets": (16, 32), "data.buckets": ((8, 8), (8, 16))}
+    )
+    rows = [row(name, code_bytes=1.0) for name in ("forward", "backward", "update", "predict")]
+    for task in ("qnli", "mnli"):
+        rows += [row(name, task=task, code_bytes=1.0) for name in ("gradients", "update")]
+    # Three programs at two shapes and an update; one at three lengths, twice, and an update.
+    assert compile_for_tpu.code_of_run(rows, settings) == 3 * 2 + 1 + 2 * 3 + 1
 
 
 def test_the_mixture_is_weighted_by_ratios():

@@ -95,6 +95,17 @@ def make_report(options: argparse.Namespace) -> dict[str, Any]:
         mixture=mixture(rows, settings),
     )
     print_mixture(report["mixture"])
+    report["code_bytes"] = code_of_run(rows, settings)
+    report["fits"] = all(
+        row["fits"]
+        and row["peak_bytes"] - row["code_bytes"] + report["code_bytes"] <= chip.hbm_bytes
+        for row in rows
+    )
+    print(
+        f"code of all programs of these tasks, at all shapes, by proportion: "
+        f"{report['code_bytes'] / 1e9:.2f} GB a chip; with it the run "
+        f"{'fits' if report['fits'] else 'does not fit'}"
+    )
     report["images_per_chip"] = limits(rows)
     if options.search:
         report["images_per_chip"] = search(options, report["images_per_chip"])
@@ -242,6 +253,26 @@ def mixture(rows: list[dict[str, Any]], settings: Settings) -> dict[str, float] 
         key: sum(weights[task] * sums[task][key] for task in sums) / sum(weights.values())
         for key in keys
     }
+
+
+def code_of_run(rows: list[dict[str, Any]], settings: Settings) -> float:
+    """Bytes of all programs of a run, which stay on the chip together: each task's at each of its
+    shapes as large as at the one compiled, an update for each kind of inputs."""
+    total, updates = 0.0, set()
+    first = {}
+    for row in rows:
+        spec = settings.tasks[row["task"]]
+        if "error" in row or first.setdefault(spec.name, row["bucket"]) != row["bucket"]:
+            continue
+        shapes = len(settings.data.buckets)
+        if not spec.has_image:
+            shorter = {size for size in settings.data.text_buckets if size < spec.max_tokens}
+            shapes = len(shorter) + 1
+        if row["program"] == "update":
+            shapes = 1 - (spec.inputs in updates)
+            updates.add(spec.inputs)
+        total += shapes * row["code_bytes"]
+    return total
 
 
 def estimate(settings: Settings, chip: Chip) -> list[dict[str, Any]]:
