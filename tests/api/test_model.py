@@ -6,13 +6,16 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import unit_jax
 from tests import ROOT, tiny
 from unit_jax import run as run_lib
+from unit_jax.api import explain
 from unit_jax.api import load as load_lib
 from unit_jax.api.results import Answers, Detections
 from unit_jax.configs import demo
@@ -20,6 +23,7 @@ from unit_jax.evaluation import evaluate
 from unit_jax.evaluation.step import Predictor
 from unit_jax.interop import guess, mmf, torch_files, weights
 from unit_jax.models.flat import Model as Arrays
+from unit_jax.models.transformer import Attention, Keys
 from unit_jax.runtime import partitioning
 
 QUESTION = "what color is the square?"
@@ -216,6 +220,18 @@ def test_an_mmf_file_is_told_by_its_shapes(tmp_path):
         assert getattr(told[0], field) == getattr(ours[0], field)
     assert told[0].backbone.depths == ours[0].backbone.depths
     assert guess.model_of(found.arrays, ours[0]).text_encoder.mlp_width == 384
+
+
+def test_weights_shown_are_those_of_the_attention():
+    """With one head, values weighted by them are what the layer gives."""
+    layer = Attention(8, 1, 0.0, rngs=nnx.Rngs(0))
+    draw = np.random.default_rng(0).normal(size=(2, 11, 8)).astype(np.float32)
+    query, key = draw[:, :4], draw[:, 4:]
+    mask = np.arange(7)[None] < np.asarray([[7], [5]])
+    shown = explain.weights(layer, query, key, mask)
+    assert (np.asarray(shown)[1, :, 5:] == 0).all()
+    ours = layer.out(jnp.einsum("bqk,bkd->bqd", shown, layer.value(key)))
+    assert np.allclose(ours, layer(query, key, key, mask, Keys(None)), atol=1e-6)
 
 
 def test_explanations_are_attention_and_effects(model, pictures):

@@ -14,6 +14,7 @@ from etils import epath
 from flax import nnx, struct
 from PIL import Image
 
+import unit_jax
 from tests import tiny
 from unit_jax import outputs
 from unit_jax import run as run_lib
@@ -199,6 +200,7 @@ def trained(tmp_path_factory):
     config["data"]["vocabulary"] = ""
     config["report"]["blind_check"] = True
     run = run_lib.open_run(config)
+    (folder / "run").mkdir()
     assert loop.train(run, epath.Path(folder / "run")) == 0
     return run, epath.Path(folder / "run")
 
@@ -250,6 +252,19 @@ def test_files_of_predictions(trained, tmp_path):
     assert [entry["id"] for entry in read["colours"]] == [str(n) for n in range(8)]
     assert all(set(entry) == {"id", "value"} for entry in read["lightness"])
     assert {entry["image_id"] for entry in read["squares"]} == {str(n) for n in range(8, 16)}
+
+    # The checkpoint alone says the same of each picture and text.
+    model = unit_jax.load(workdir)
+    assert set(model.tasks) == set(TASKS) and model.labels("colours") == tuple(NAMES)
+    shown = {task: run.data.split(task, "val") for task in TASKS}
+    for row in (0, 3):
+        said = model.predict("lightness", image=shown["lightness"].image(row))
+        value = read["lightness"][row]["value"]
+        assert abs(float(said.best.removeprefix("values ")) - value) < 1e-3
+        said = model.predict("colours", image=shown["colours"].image(row))
+        assert said.best == read["colours"][row]["label"]
+        said = model.classify("sentences", shown["sentences"][row]["text"])
+        assert said.best == read["sentences"][row]["label"]
 
 
 def test_the_own_loss_is_the_models(trained):

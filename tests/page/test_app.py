@@ -1,18 +1,22 @@
 """The page's server: what it answers, what it refuses, and that it is for this machine alone."""
 
+import importlib.metadata
 import io
 import json
 import threading
 import time
+import tomllib
 import urllib.error
 import urllib.request
 import uuid
 
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 from PIL import Image
 
 import unit_jax
+from tests import ROOT
 
 uvicorn = pytest.importorskip("uvicorn", reason='the page needs the extra: pip install -e ".[app]"')
 from unit_jax.page import app  # noqa: E402
@@ -134,6 +138,20 @@ def test_it_is_for_this_machine_and_at_a_measured_pace(model, address, picture):
     statuses = [ask(base, "/api/predict", task="coco")[0] for _ in range(4)]
     stop()
     assert statuses == [400, 400, 429, 429]  # two at once, then one in five seconds
+
+
+def test_the_lock_holds_what_the_extra_wants():
+    """No extra takes the lock back to an ancient release."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = dict(
+        line.lower().split("==") for line in (ROOT / "requirements.lock").read_text().split()
+        if "==" in line
+    )  # fmt: skip
+    wanted = [Requirement(line) for line in extras["optional-dependencies"]["app"]]
+    assert {"starlette", "uvicorn"} < {one.name for one in wanted}
+    for one in wanted:
+        assert one.specifier.contains(pins[one.name.lower()]), one
+        assert one.specifier.contains(importlib.metadata.version(one.name)), one
 
 
 def test_its_files_call_nobody(address):
