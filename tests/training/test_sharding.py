@@ -205,6 +205,19 @@ def test_a_dimension_that_does_not_divide_leaves_its_part_to_another():
     assert spec("decoder.norm.scale", (768,)) == P()
 
 
+def test_moments_are_split_over_the_axes_that_parameters_leave():
+    linear = "decoder.layers.0.feed_forward.linear1.kernel"
+    for layout, split in {
+        (2, 2, 2): P(("fsdp", "data"), "tensor"),
+        (8, 1, 1): P("data"),
+        (1, 8, 1): P("fsdp"),
+        (256, 1, 1): P(None, "data"),  # 3 of 768 rows a device would be less than a tile
+    }.items():
+        mesh = partitioning.abstract_mesh(MeshSettings(*layout), math.prod(layout))
+        assert partitioning.share_spec(linear, (768, 2048), mesh) == split
+        assert partitioning.share_spec("decoder.norm.scale", (768,), mesh) == P()
+
+
 def test_show_sharding_counts_what_devices_hold(capsys):
     layout = (2, 2, 2)
     state = placed_state(mesh_of(layout))
