@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from etils import epath
 
 from tests import tiny
 from unit_jax import run as run_lib
+from unit_jax.evaluation import follow
 from unit_jax.runtime import checkpoints, exits, journal, lock, stopping
 from unit_jax.tools import replay
 from unit_jax.training import bundle, loop, session
@@ -149,6 +151,36 @@ def test_a_good_step_replays_with_the_loss_that_the_log_has(whole, tmp_path):
     ]
     np.testing.assert_allclose(found["logs"]["loss"], logged, rtol=1e-4)
     assert found["gradients"] == found["parameters"] == found["examples"] == []
+
+
+def test_new_checkpoints_are_evaluated_as_they_appear(whole, tmp_path, monkeypatch):
+    """With the numbers of the run's own evaluations; a damaged one is passed over; nothing is
+    written where the checkpoints lie, and none is evaluated twice."""
+    run, workdir = whole
+    folder = tmp_path / "run" / "checkpoints"
+    shutil.copytree(workdir / "checkpoints" / "4", folder / "4")
+    status = tmp_path / "run" / journal.STATUS
+    status.write_text('{"state": "training"}')
+    turns = []
+
+    def meanwhile(seconds):
+        turns.append(seconds)
+        shutil.copytree(workdir / "checkpoints" / "6", folder / "6")
+        shutil.copytree(workdir / "checkpoints" / "6", folder / "8")
+        shutil.rmtree(folder / "8" / "model")
+        status.write_text('{"state": "finished"}')
+
+    monkeypatch.setattr(follow.time, "sleep", meanwhile)
+    out = epath.Path(tmp_path / "out")
+    out.mkdir()
+    follow.follow(run, epath.Path(tmp_path / "run"), out, seconds=0.5)
+    follow.follow(run, epath.Path(tmp_path / "run"), out)
+    found = [json.loads(line) for line in (out / follow.FILE).read_text().splitlines()]
+    wanted = [line for line in lines(workdir) if "qqp/accuracy" in line]
+    assert [line["step"] for line in found] == [4, 6] and turns == [0.5]
+    for line, own in zip(found, wanted, strict=True):
+        assert {k: v for k, v in line.items() if k != "time"}.items() <= own.items()
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "6", "8"]
 
 
 def test_a_disk_without_room_is_told_before_training(whole, tmp_path, monkeypatch):

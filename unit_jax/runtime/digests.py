@@ -6,7 +6,7 @@ belongs to its place), modulo 2**64. Two arrays that differ in one element diffe
 chance in 2**64. As it is a sum, each process adds up what it holds, in any layout.
 
 The odd number of a place is the product of one for each axis, so that a digest is a product of an
-integer matrix and a vector: about 3 GB a second on one core.
+integer matrix and a vector: one to three GB a second on one core.
 """
 
 from typing import Any

@@ -116,7 +116,8 @@ def _train(
                 report.show(workdir)
             return exits.DONE
         target = abstract_state(run, optimizer)
-        checkpoints.check_room(target, settings.max_to_keep)
+        with distributed.together():
+            checkpoints.check_room(target, settings.max_to_keep)
         fit.check(run.graph, run.settings, run.mesh, target)
         state, evaluation = start(run, optimizer, checkpoints), None
         step = int(state.optimizer.step)
