@@ -371,7 +371,6 @@ class Model:
         return self._program(self.params, self.statistics, on_device)
 
     def _shown(self, params: Flat, statistics: Flat, batch: Batch) -> dict[str, jax.Array]:
-        params = partitioning.for_use(params, self.mesh)
         model = flat.merge(self.graph, params, statistics)
         with partitioning.constrain_activations(self.mesh):
             outputs = model(batch)
