@@ -12,7 +12,7 @@ from unit_jax import config_files, outputs, own_data
 from unit_jax import run as run_lib
 from unit_jax import settings as settings_lib
 from unit_jax.data import loader
-from unit_jax.evaluation import formats
+from unit_jax.evaluation import formats, submissions
 from unit_jax.tools import prepare_data
 from unit_jax.training import loop
 
@@ -106,6 +106,8 @@ def test_predictions_speak_of_images_and_classes_as_the_files_do(prepared_dir, t
     found = outputs.room(run.settings.tasks["signs"]).entries(record, prediction, names)
     kept = formats.FORMATS["coco"].entries(found)
     assert [(e["image_id"], e["category_id"]) for e in kept] == [(103, 33), (103, 11)]
+    predictions = {name: np.stack([value] * 6) for name, value in prediction.items()}
+    assert submissions.write(run, epath.Path(tmp_path), "signs", "val", predictions) == []
     expected = formats.expected_of(run.data, "signs", "val")
     assert [expected.labels[n] for n in (11, 22, 33)] == ["stop", "yield", "go"]
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from etils import epath
 
-from unit_jax.data.prepared import PreparedData
+from unit_jax.data.prepared import PreparedData, Split
+from unit_jax.outputs.base import Names
 from unit_jax.outputs.labels import vqa_server
 
 SHOWN = 3  # examples of one fault
@@ -300,11 +301,16 @@ def expected_of(data: PreparedData, task: str, split: str) -> Expected:
     """
     examples, names = data.split(task, split), data.names(task)
     ids = tuple(str(examples[row]["id"]) for row in range(len(examples)))
-    labels = names.submitted or names.labels
-    if examples.num_objects is not None and names.submitted:  # category ids of one's own files
-        named = dict(zip(map(int, names.submitted), names.labels, strict=True))
-        labels = tuple(named.get(number, "") for number in range(max(named) + 1))
-    return Expected(ids, labels, len(names.attributes))
+    return Expected(ids, labels_said(examples, names), len(names.attributes))
+
+
+def labels_said(examples: Split, names: Names) -> tuple[str, ...]:
+    """What predictions of a split may say, by the number that they say it with."""
+    if examples.num_objects is None or not names.submitted:
+        return names.submitted or names.labels
+    # Category ids of one's own files.
+    named = dict(zip(map(int, names.submitted), names.labels, strict=True))
+    return tuple(named.get(number, "") for number in range(max(named) + 1))
 
 
 class _Faults:

@@ -8,7 +8,7 @@ from unit_jax import outputs
 from unit_jax import run as run_lib
 from unit_jax.evaluation import evaluate
 from unit_jax.evaluation.closing import tell_left_out
-from unit_jax.evaluation.formats import FORMATS, NAMES, Expected
+from unit_jax.evaluation.formats import FORMATS, NAMES, Expected, labels_said
 from unit_jax.evaluation.step import Predictor
 from unit_jax.outputs.base import Predictions, Record
 from unit_jax.runtime import distributed
@@ -69,7 +69,8 @@ def write(
     spec = run.settings.tasks[task]
     room, names, form = outputs.room(spec), run.data.names(task), FORMATS[spec.submission]
     path, ids = folder / form.file_name(task, split), []
-    examples = _rows(run.data.split(task, split), predictions)
+    rows = run.data.split(task, split)
+    examples = _rows(rows, predictions)
 
     def entries() -> Iterator[list[dict]]:
         for record, prediction in examples:
@@ -77,7 +78,7 @@ def write(
             yield room.entries(record, prediction, names)
 
     count = form.write(path, entries())
-    labels = names.submitted or names.labels
+    labels = labels_said(rows, names)
     problems = form.problems(path, Expected(tuple(ids), labels, len(names.attributes)))
     verdict = f"{len(problems)} kinds of faults" if problems else "valid"
     print(f"{task}: {count:,} predictions in {path} ({verdict})")
