@@ -253,12 +253,12 @@ def test_a_checkpoint_may_change_mesh_devices_and_dtype(tmp_path):
     state = partitioning.place(train_step.TrainState(*model(), used), mesh)
     params = state.params
     saved = checkpoints.Checkpoints(tmp_path)
-    saved.save(1, {"params": params}, {}, state.optimizer._asdict())
+    saved.save(1, state.model._asdict(), {}, state.optimizer._asdict())
     saved.wait()
     for layout in ((8, 1, 1), (2, 2, 2), (1, 1, 1)):
         mesh = mesh_of(layout)
-        wanted = partitioning.abstract((params, state.optimizer._asdict()), mesh)
-        restored, optimizer = saved.restore(1, {"params": wanted[0]}, wanted[1])
+        wanted = partitioning.abstract((state.model._asdict(), state.optimizer._asdict()), mesh)
+        restored, optimizer = saved.restore(1, *wanted)
         assert_laid_out(restored["params"], partitioning.shardings(restored["params"], mesh))
         assert_laid_out(optimizer, partitioning.shardings(optimizer, mesh))
         for path, x in params.items():
@@ -267,7 +267,7 @@ def test_a_checkpoint_may_change_mesh_devices_and_dtype(tmp_path):
     narrow = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding), wanted[0]
     )
-    restored, _ = saved.restore(1, {"params": narrow})
+    restored, _ = saved.restore(1, narrow)
     saved.close()
     for path, x in params.items():
         np.testing.assert_array_equal(restored["params"][path], x.astype(jnp.bfloat16), path)
