@@ -1,7 +1,7 @@
 """Compiles a run's programs for a TPU slice, on a machine without a TPU; no data needed.
 
-python tools/compile_for_tpu.py --config configs/unit.py --topology v5e:2x4
-python tools/compile_for_tpu.py --topology v5p:2x2x2 --tasks coco,vqa2,qnli --images_per_chip 2 \\
+unit-jax compile-for-tpu --config configs/unit.py --topology v5e:2x4
+unit-jax compile-for-tpu --topology v5p:2x2x2 --tasks coco,vqa2,qnli --images_per_chip 2 \\
     --set model.dtype=bfloat16 --json report.json
 
 It needs XLA's TPU compiler: pip install 'unit-jax[tpu]'. A line per program: of a task's gradients
