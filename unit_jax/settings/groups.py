@@ -115,10 +115,8 @@ class ModelSettings:
     )
     attention: Literal["plain", "fused"] = setting(
         "plain",
-        "how attention without dropout on its weights is computed: written out, or by "
-        "jax.nn.dot_product_attention. On NVIDIA GPUs at 16 bits that is one kernel of cuDNN, "
-        "which keeps no weights in memory; else it is XLA's version, which does (softmax in "
-        "float32, whatever x64 says)",
+        "how attention without dropout on its weights is computed: by chunks of queries, as with "
+        "dropout, or on NVIDIA GPUs at 16 bits by one kernel of cuDNN; neither keeps weights",
         free=True,
     )
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = setting(
