@@ -107,9 +107,9 @@ def copy(to: pathlib.Path) -> None:
         cwd=ROOT, check=True, capture_output=True, text=True,
     )  # fmt: skip
     for name in listed.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, to / name)
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_symlink() or (ROOT / name).is_file():
+            shutil.copy(ROOT / name, to / name, follow_symlinks=False)
     if (ROOT / ".jax_cache").exists():
         (to / ".jax_cache").symlink_to(ROOT / ".jax_cache")
 
