@@ -235,7 +235,7 @@ def test_resnet_is_torchvisions():
         model = backbone(dilation)
         ours, sizes = run(model, image[None], None)
         assert sizes is None
-        assert ours.shape == (1, 3, 4, 128) if dilation else (1, 2, 2, 128)
+        assert ours.shape == ((1, 3, 4, 128) if dilation else (1, 2, 2, 128))
         np.testing.assert_allclose(ours[0], slow_resnet(model, image, dilation), atol=2e-3)
 
 

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -46,14 +47,7 @@ def measure(
     settings: settings_lib.Settings, bucket: tuple[int, int], batch: int, repeats: int
 ) -> dict[str, list[float]]:
     """Seconds of each repeat, of the model that masks padding and of the one that does not."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (batch, *bucket, 3), np.uint8)
-    sizes = np.tile(np.asarray(bucket) * 7 // 8, (batch, 1))
-    inputs = jax.device_put(Batch(TASK, images=images, image_sizes=sizes))
-    programs = {}
-    for name, masked in (("masked", True), ("not masked", False)):
-        model = dataclasses.replace(settings.model, mask_padding=masked)
-        programs[name] = compiled(model, {TASK: settings.tasks[TASK]}, inputs)
+    programs = made(settings, bucket, batch)
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(repeats):
         for name, program in programs.items():
@@ -63,7 +57,22 @@ def measure(
     return seconds
 
 
-def compiled(settings: settings_lib.ModelSettings, tasks, inputs: Batch):
+def made(
+    settings: settings_lib.Settings, bucket: tuple[int, int], batch: int
+) -> dict[str, Callable[[], flat.Flat]]:
+    """Calls that give the gradients of both models for the same padded images."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, *bucket, 3), np.uint8)
+    sizes = np.tile(np.asarray(bucket) * 7 // 8, (batch, 1))
+    inputs = jax.device_put(Batch(TASK, images=images, image_sizes=sizes))
+    programs = {}
+    for name, masked in (("masked", True), ("not masked", False)):
+        model = dataclasses.replace(settings.model, mask_padding=masked)
+        programs[name] = compiled(model, {TASK: settings.tasks[TASK]}, inputs)
+    return programs
+
+
+def compiled(settings: settings_lib.ModelSettings, tasks, inputs: Batch) -> Callable[[], flat.Flat]:
     """A call that gives the gradients of all parameters, compiled and warm."""
     graph, params, rest = flat.split(outputs.build(settings, tasks, rngs=nnx.Rngs(0)))
 
