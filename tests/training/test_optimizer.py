@@ -242,3 +242,16 @@ def test_no_first_moment():
         before = params["decoder.norm.scale"]
         params, state, _ = optimizer.update(grads, state, params, grads.keys())
         assert (jnp.sign(before - params["decoder.norm.scale"]) == sign).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing_but_the_steps_number(bad):
+    optimizer = Optimizer(dataclasses.replace(SETTINGS, warmup_steps=0), STEPS)
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    state = optimizer.init(params)
+    grads = {"a": jnp.asarray([1.0, bad, 1.0]), "b": jnp.ones(2)}
+    new, after, info = optimizer.update(grads, state, params, {"a", "b"})
+    assert bool(info.bad_step) and int(after.step) == 1
+    for old, now in ((params, new), (state.mu, after.mu), (state.nu, after.nu)):
+        jax.tree.map(np.testing.assert_array_equal, old, now)
+    assert all(int(count) == 0 for count in after.counts.values())
