@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from unit_jax.models import lean
 from unit_jax.models.lean import from_inputs, relu
-from unit_jax.models.residuals import keep
+from unit_jax.models.residuals import LAYER, keep
 from unit_jax.models.transformer import recomputed
 from unit_jax.precision import at_least_float32
 from unit_jax.runtime.partitioning import whole
@@ -247,7 +247,7 @@ class ResNet(nnx.Module):
                 call = lambda x, sizes, block=bottleneck: block(x, sizes)  # noqa: E731
                 # Calibration changes the blocks, which code that is traced apart may not do.
                 recompute = self.recompute_blocks and not self.bn1.calibrating
-                x = keep(recomputed(call, recompute)(x, sizes))
+                x = keep(recomputed(call, recompute)(x, sizes), LAYER)
                 if block == 0 and stride == 2:
                     sizes = halve(sizes)
         return x, sizes

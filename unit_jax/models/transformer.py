@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 from unit_jax.models.attention import attend, fused_attention
 from unit_jax.models.dropout import dropout, relu_dropout
 from unit_jax.models.lean import from_inputs, gelu
-from unit_jax.models.residuals import keep
+from unit_jax.models.residuals import LAYER, keep
 from unit_jax.precision import at_least_float32, spread
 from unit_jax.runtime.partitioning import split_examples
 
@@ -116,7 +116,7 @@ def through_layers(
         return jax.lax.scan(body, x, inputs)
     outputs = []
     for state, key in zip(states, layer_keys, strict=True):
-        x = keep(step(x, state, key))
+        x = keep(step(x, state, key), LAYER)
         outputs.append(x)
     return x, jnp.stack(outputs)
 

@@ -12,6 +12,7 @@ from unit_jax.batch import Batch, Outputs
 from unit_jax.models import resnet
 from unit_jax.models.decoder import Decoder
 from unit_jax.models.image_encoder import ImageEncoder
+from unit_jax.models.residuals import PART, keep
 from unit_jax.models.text_encoder import TextEncoder
 from unit_jax.models.transformer import Keys, Memory, normal, recomputed
 from unit_jax.runtime.partitioning import split_examples
@@ -131,7 +132,9 @@ class Unit(nnx.Module):
 
     def _part(self, function: Callable) -> Callable:
         """A large part of the model, computed again in the backward pass if that is wanted."""
-        return recomputed(function, self.settings.rematerialise == "everything")
+        part = recomputed(function, self.settings.rematerialise == "everything")
+        named = lambda x: keep(x, PART) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+        return lambda *inputs: jax.tree.map(named, part(*inputs))
 
     def _drops(self) -> bool:
         return self.settings.dropout > 0 or self.settings.attention_dropout > 0

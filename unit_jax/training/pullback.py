@@ -6,7 +6,6 @@ from typing import Any
 import jax
 from flax import struct
 
-from unit_jax.models import residuals
 from unit_jax.runtime import partitioning
 
 
@@ -15,7 +14,7 @@ class Pullback:
     """What crosses from a forward program to its backward program.
 
     Attributes:
-      kept: what `residuals.chosen` keeps, split over examples; nothing else takes memory.
+      kept: what the policy keeps, split over examples; nothing else takes memory.
       tree, sources: how `jax.vjp`'s function is put together again, of the kept arrays and (where
         a source is a number) of the leaf of that number of `inputs`, which both programs are given.
     """
@@ -31,16 +30,19 @@ class Pullback:
         return jax.tree.unflatten(self.tree, leaves)(cotangents)[0]
 
 
-def vjp(function: Callable, primal, inputs, examples: int) -> tuple[Any, Pullback]:
+def vjp(
+    function: Callable, primal, inputs, examples: int, policy: Callable[..., bool]
+) -> tuple[Any, Pullback]:
     """As `jax.vjp(function, primal)`, but what the pullback holds is chosen, and can be returned.
 
     Args:
       function: reads leaves of `inputs` besides `primal`, which is made of such leaves too.
       inputs: arguments of the program that is being traced.
+      policy: what is kept, see models/residuals.py.
       examples: the global batch; arrays that have it in front are split like it.
     """
     # Nothing that is computed again could be shared: the other half is another program.
-    function = jax.checkpoint(function, policy=residuals.chosen, prevent_cse=False)
+    function = jax.checkpoint(function, policy=policy, prevent_cse=False)
     outputs, pullback = jax.vjp(function, primal)
     leaves, tree = jax.tree.flatten(pullback)
     numbers = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves(inputs))}

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool
 
 from unit_jax import outputs as rooms
 from unit_jax.batch import Batch, Outputs
-from unit_jax.models import flat
+from unit_jax.models import flat, residuals
 from unit_jax.models.flat import Flat, Model
 from unit_jax.models.unit import Unit, used_parameters
 from unit_jax.outputs.base import Output
@@ -175,6 +175,7 @@ class Gradients:
                 self.learned_by(state, batch.task),
                 (state, batch),
                 len(jax.tree.leaves(batch)[0]),
+                residuals.policy(self._settings.model.rematerialise),
             )
 
     def learned_by(self, state: TrainState, task: str) -> Flat:
