@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import os
 import re
 import resource
 import shutil
@@ -253,6 +254,21 @@ def test_reading_touches_nothing_in_a_folder_where_a_run_is_at_work(three, tmp_p
         reading.restore(6, _abstract(_model()), _abstract(MOMENTS))
         assert set(reading.shapes(6)) == {"params", "statistics"}
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_files_that_vanish_while_they_are_counted_are_passed_over(tmp_path, monkeypatch):
+    """orbax removes what a killed run left half written in the background."""
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(bytes(10))
+    stat = os.stat
+
+    def vanishing(path, *rest, **options):
+        if str(path).endswith("/a"):
+            raise FileNotFoundError(path)
+        return stat(path, *rest, **options)
+
+    monkeypatch.setattr(checkpoints.os, "stat", vanishing)
+    assert checkpoints._on_disk(epath.Path(tmp_path)) == 10
 
 
 def test_a_write_that_fails_is_one_line_that_names_what_is_safe(tmp_path, monkeypatch, capfd):

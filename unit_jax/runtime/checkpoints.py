@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging as python_logging
 import math
-import pathlib
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -442,8 +442,12 @@ def _free(folder: epath.Path) -> int:
 
 
 def _on_disk(folder: epath.Path) -> int:
-    files = (path for path in pathlib.Path(folder).rglob("*") if path.is_file())
-    return sum(path.stat().st_size for path in files)
+    total = 0
+    for place, _, names in os.walk(folder):  # what is removed meanwhile is passed over
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.stat(os.path.join(place, name)).st_size
+    return total
 
 
 def _megabytes(size: int) -> str:
