@@ -198,7 +198,7 @@ def trained(tmp_path_factory):
     config = tiny.values(folder / "data", (), steps=8)
     config["tasks"] = {name: {"num_queries": 4, **task} for name, task in TASKS.items()}
     config["data"]["vocabulary"] = ""
-    config["report"]["blind_check"] = True
+    config["report"].update(blind_check=True, predictions=True)
     run = run_lib.open_run(config)
     (folder / "run").mkdir()
     assert loop.train(run, epath.Path(folder / "run")) == 0
@@ -243,6 +243,9 @@ def test_the_picture_shows_them_all(trained):
 def test_files_of_predictions(trained, tmp_path):
     run, workdir = trained
     submissions.predict_checkpoint(run, workdir, epath.Path(tmp_path))
+    # The run itself ended with the same files.
+    for path in (tmp_path / "predictions").iterdir():
+        assert path.read_text() == (workdir / "predictions" / path.name).read_text()
     read = {
         task: json.loads((tmp_path / "predictions" / f"{task}-val.json").read_text())
         for task in TASKS

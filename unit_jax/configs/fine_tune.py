@@ -4,7 +4,8 @@
     unit-jax train --config=fine_tune.py --workdir=runs/mine
 
 The first command shows what would be trained, the second trains, stops when nothing gets better,
-and reports the best. What is 0, () or -1 here is chosen by the data and the devices, and told.
+reports the best, and writes its predictions. What is 0, () or -1 here is chosen by the data and the
+devices, and told.
 docs/fine_tuning.md says why the numbers are these.
 """
 
@@ -68,7 +69,7 @@ def recipe(start: str, data: dict[str, Any], epochs: float) -> dict[str, Any]:
                 stop_after=6,
                 best_metric="",
             ),
-            report=dict(blind_check=False, paper={}),
+            report=dict(predictions=True, blind_check=False, paper={}),
         ),
     )
     # Batch norms keep the statistics of the start.

@@ -1,6 +1,6 @@
 """`--mode=predict`: a file per task in the form that its benchmark takes, checked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from etils import epath
 
@@ -47,6 +47,23 @@ def predict_checkpoint(
                     problems += write(run, folder, task, part, predictions)
     if problems:
         raise ValueError("files that cannot be handed in:\n  " + "\n  ".join(problems))
+
+
+def write_all(
+    run: run_lib.Run, workdir: epath.Path, split: str, predictions: Mapping[str, Predictions]
+) -> None:
+    """Writes the files of a split that has been predicted already; faults are told.
+
+    Args:
+      predictions: by task.
+    """
+    if not distributed.is_first():
+        return
+    folder = workdir / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, of_task in predictions.items():
+        for problem in write(run, folder, task, split, of_task):
+            print(problem)
 
 
 def together(run: run_lib.Run, task: str, split: str) -> list[str]:

@@ -358,6 +358,9 @@ class ReportSettings:
     validation_loss: bool = setting(
         False, "also log the loss on validation data at every evaluation, as task/loss"
     )
+    predictions: bool = setting(
+        False, "also write files of predictions for val, as --mode=predict does"
+    )
     paper: dict[str, float] = group(
         dict, 'published figures shown beside the results, by "task/metric"'
     )

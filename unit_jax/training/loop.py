@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from unit_jax import run as run_lib
 from unit_jax.data import batching, loader
-from unit_jax.evaluation import closing, report, tensorboard
+from unit_jax.evaluation import closing, report, submissions, tensorboard
 from unit_jax.evaluation.evaluate import evaluate
 from unit_jax.evaluation.loss import LossStep, losses
 from unit_jax.evaluation.step import Predictor
@@ -205,7 +205,10 @@ def _train(
                 print(f"the report is the best checkpoint's: {best}")
             step = best_step(workdir, best.metric)
             model, evaluation = run.restored_model(workdir / FOLDER / str(step)), None
+        evaluation = evaluation or evaluate(run, predictor.of(model))
         closing.write_report(run, predictor.of(model), workdir, evaluation=evaluation)
+        if run.settings.report.predictions:
+            submissions.write_all(run, workdir, "val", evaluation.predictions)
     return exits.DONE
 
 
