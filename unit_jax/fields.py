@@ -126,6 +126,18 @@ def plain(config: Any) -> Any:
     return config
 
 
+def known(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values without keys that a dataclass, or a group in it, does not have."""
+    hints = typing.get_type_hints(cls)
+    return {
+        key: known(hints[key], value)
+        if dataclasses.is_dataclass(hints[key]) and isinstance(value, Mapping)
+        else value
+        for key, value in values.items()
+        if key in hints
+    }
+
+
 def words(hint: Any) -> str:
     """A type as people say it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -25,7 +25,7 @@ from unit_jax.models import flat
 from unit_jax.models.flat import Flat, Model
 from unit_jax.models.unit import Unit
 from unit_jax.runtime import checkpoints, distributed, partitioning
-from unit_jax.settings import ModelSettings, OptimizerSettings, Settings, TrainSettings
+from unit_jax.settings import ModelSettings, OptimizerSettings, Settings
 
 DEMO = "no data at hand? `make demo` generates its own and trains on it"
 
@@ -201,7 +201,7 @@ def open_run(config: Mapping[str, Any] | Settings, needs_initial_weights: bool =
     loader.check(
         settings, data, [(task, split) for task in settings.tasks for split in ("train", "val")]
     )
-    check_batch_sizes(settings.train, mesh)
+    partitioning.check_batch_sizes(settings.train, mesh)
     graph, params, statistics = flat.abstract(lambda: _build(settings))
     problem = check_frozen(settings.optimizer, params)
     if problem:
@@ -243,21 +243,6 @@ def check_frozen(settings: OptimizerSettings, paths: Iterable[str]) -> str | Non
         f"part that holds some{near and f'; did you mean {near}?'} "
         f"(parts: {', '.join(name for name in parts if '.' not in name)})"
     )
-
-
-def check_batch_sizes(settings: TrainSettings, mesh) -> None:
-    """Raises ValueError unless the mesh divides the batches of training, the parts that these are
-    split into, and those of evaluation."""
-    for name in ("batch_size", "eval_batch_size"):
-        partitioning.check_batch_size(f"train.{name}", getattr(settings, name), mesh)
-    parts = settings.accumulate_steps
-    if parts < 1 or settings.batch_size % parts:
-        raise ValueError(
-            f"train.batch_size = {settings.batch_size} cannot be split into "
-            f"train.accumulate_steps = {parts} parts; use a divisor of the batch size"
-        )
-    name = "train.batch_size / train.accumulate_steps"
-    partitioning.check_batch_size(name, settings.batch_size // parts, mesh)
 
 
 def prepare_own(settings: Settings) -> list[own.Summary]:

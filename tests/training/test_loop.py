@@ -91,7 +91,7 @@ def test_the_solver_on_the_device_gives_the_same_losses(steps):
 def test_tasks_without_images_need_none_to_start(data_dir):
     config = tiny.values(data_dir, ("qqp",))
     assert config["model"]["backbone"]["calibrate"] > 0
-    assert run_lib.open_run(config).fresh_model()["statistics"]
+    assert run_lib.open_run(config).fresh_model().statistics
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_evaluation_compiles_nothing_that_was_not_compiled_ahead(data_dir):
             with loader.eval_batches(run.settings, run.data, task) as batches:
                 for batch in batches:
                     batch = partitioning.to_devices(batch.replace(targets=None), run.mesh)
-                    predict(model["params"], model["statistics"], batch)
+                    predict(model, batch)
                     seen.add((task, batch.bucket))
     assert counter.programs == 0
     assert seen <= named(shapes)

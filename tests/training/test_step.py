@@ -11,7 +11,6 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from tests.training import test_sharding as world
-from unit_jax import run as run_lib
 from unit_jax.models import attention, unit
 from unit_jax.models import flat as functional
 from unit_jax.outputs.objects import matching
@@ -89,10 +88,10 @@ def test_a_batch_in_parts_gives_the_gradients_of_the_whole(kind, normalisation, 
 def test_parts_must_divide_the_batch():
     train = dataclasses.replace(world.settings(0.0).train, batch_size=8, accumulate_steps=3)
     with pytest.raises(ValueError, match="accumulate_steps = 3 parts; use a divisor"):
-        run_lib.check_batch_sizes(train, MESH())
+        partitioning.check_batch_sizes(train, MESH())
     train = dataclasses.replace(train, accumulate_steps=8)
     with pytest.raises(ValueError, match="accumulate_steps = 1 cannot be split over 2 devices"):
-        run_lib.check_batch_sizes(train, MESH(2))
+        partitioning.check_batch_sizes(train, MESH(2))
 
 
 @SLOW

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from unit_jax.settings import MeshSettings
+from unit_jax.settings import MeshSettings, TrainSettings
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")  # what examples are split over
@@ -263,6 +263,21 @@ def check_batch_size(name: str, size: int, mesh: Mesh) -> None:
             f"(mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}); "
             f"use a multiple of {parts}, such as {above}"
         )
+
+
+def check_batch_sizes(settings: TrainSettings, mesh) -> None:
+    """Raises ValueError unless the mesh divides the batches of training, the parts that these are
+    split into, and those of evaluation."""
+    for name in ("batch_size", "eval_batch_size"):
+        check_batch_size(f"train.{name}", getattr(settings, name), mesh)
+    parts = settings.accumulate_steps
+    if parts < 1 or settings.batch_size % parts:
+        raise ValueError(
+            f"train.batch_size = {settings.batch_size} cannot be split into "
+            f"train.accumulate_steps = {parts} parts; use a divisor of the batch size"
+        )
+    name = "train.batch_size / train.accumulate_steps"
+    check_batch_size(name, settings.batch_size // parts, mesh)
 
 
 def rows_of_process(

@@ -22,7 +22,7 @@ from unit_jax.settings.groups import (
     TextEncoderSettings,
     TrainSettings,
 )
-from unit_jax.settings.reading import build, defaults, from_config, names, only, update
+from unit_jax.settings.reading import build, defaults, from_config, from_saved, names, only, update
 
 __all__ = [
     "BY_SIZE",
@@ -43,6 +43,7 @@ __all__ = [
     "build",
     "defaults",
     "from_config",
+    "from_saved",
     "names",
     "only",
     "update",

@@ -73,6 +73,25 @@ def build(cls: type, values: Mapping, where: str = "config") -> Any:
     return built
 
 
+def from_saved(saved: Mapping[str, Any]) -> Settings:
+    """The settings that a checkpoint's metadata hold, made by this version or another.
+
+    Settings that came later take their defaults; what this version does not know is left out.
+
+    Raises:
+      ValueError: a value is none that this version can use.
+    """
+    known = fields.known(Settings, fields.plain(saved))
+    ratios = known.pop("ratios", {})
+    known["tasks"] = tasks = {}
+    for name, spec in fields.plain(saved.get("tasks", {})).items():
+        ratio = ratios.get(name, 1.0)
+        tasks[name] = dataclasses.asdict(tasks_lib.from_saved(name, spec))
+        tasks[name]["ratio"] = "size" if ratio == BY_SIZE else ratio
+        del tasks[name]["name"]
+    return from_config(known)
+
+
 def defaults() -> dict[str, Any]:
     """All settings at their defaults, as a nested dict that a config may change; no tasks."""
     config = dataclasses.asdict(Settings())

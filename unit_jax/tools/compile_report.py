@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from unit_jax import config_files
 from unit_jax.evaluation.step import PredictStep
-from unit_jax.run import check_batch_sizes
 from unit_jax.runtime import partitioning
 from unit_jax.settings import Settings
 from unit_jax.training import compilation
@@ -68,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 def compile_all(settings: Settings, part: str, threads: int) -> str:
     """Compiles every program of a part; tells how many there are and how long it took."""
     mesh = partitioning.make_mesh(settings.mesh)
-    check_batch_sizes(settings.train, mesh)
+    partitioning.check_batch_sizes(settings.train, mesh)
     graph, state = abstract_run(settings, mesh)
     step = TrainStep(graph, settings, optim.Optimizer(settings.optimizer, 1), mesh)
     shapes = compilation.all_shapes(settings)

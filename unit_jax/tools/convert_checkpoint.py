@@ -25,12 +25,13 @@ import jax
 import numpy as np
 from flax import nnx
 
-from unit_jax import config_files, outputs, paths
+from unit_jax import outputs, paths
 from unit_jax.data.prepared import PreparedData
 from unit_jax.interop import bert, detr, init_from, mmf, sources, torch_files, weights
 from unit_jax.models import flat
 from unit_jax.runtime import checkpoints
 from unit_jax.settings import Settings
+from unit_jax.tools import sized_settings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -203,24 +204,12 @@ def export_checkpoint(
 
 def load_settings(config: str, bn_eps: float | None, data_dir: str | None) -> Settings:
     """The settings of FILE.py[:variants], with the epsilon and the counts that were asked for."""
-    settings = config_files.read(config)
-    if data_dir:
-        from unit_jax import run as run_lib
-
-        data = PreparedData(data_dir, settings.tasks, vocabulary=settings.data.vocabulary)
-        settings = run_lib.with_label_counts(settings, data)
-    model = settings.model
-    if not model.text_encoder.vocab_size:
-        raise ValueError(
-            f"{config}: model.text_encoder.vocab_size is 0, that of the prepared data; "
-            "give --data_dir too"
-        )
-    if bn_eps is not None:
-        backbone = dataclasses.replace(model.backbone, bn_eps=bn_eps)
-        settings = dataclasses.replace(
-            settings, model=dataclasses.replace(model, backbone=backbone)
-        )
-    return settings
+    settings = sized_settings.load(config, data_dir)
+    if bn_eps is None:
+        return settings
+    backbone = dataclasses.replace(settings.model.backbone, bn_eps=bn_eps)
+    model = dataclasses.replace(settings.model, backbone=backbone)
+    return dataclasses.replace(settings, model=model)
 
 
 def write_checkpoint(output: str, model: Any, metadata: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from unit_jax import settings as settings_lib
 from unit_jax.runtime import partitioning
 from unit_jax.settings import MeshSettings, Settings
-from unit_jax.tools.convert_checkpoint import load_settings
+from unit_jax.tools import sized_settings
 from unit_jax.training.state import abstract_run
 
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--data_dir", help="prepared data that gives the label counts")
     options = parser.parse_args(argv)
     try:
-        settings = load_settings(options.config, None, options.data_dir)
+        settings = sized_settings.load(options.config, options.data_dir)
         settings = dataclasses.replace(settings, mesh=read_mesh(options.mesh, settings.mesh))
         for line in layout(settings, options.devices):
             print(line)
