@@ -25,8 +25,8 @@ MODE = flags.DEFINE_enum(
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "eval, predict: a working folder, a step's folder, or best (of --workdir; FOLDER/best: of "
-    "another one); default --workdir.",
+    "eval, predict: a working folder, a step's folder, best (of --workdir; FOLDER/best: of another "
+    "one), demo, or a .safetensors file that `unit-jax convert` wrote; default --workdir.",
 )
 SPLIT = flags.DEFINE_string("split", "val", "eval, predict: which splits, with commas.")
 DRY_RUN = flags.DEFINE_bool(

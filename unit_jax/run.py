@@ -95,18 +95,39 @@ class Run:
         )
 
     def restored_model(self, checkpoint: epath.PathLike) -> Model:
-        """Parameters and statistics of a checkpoint (a working folder's newest, or a step's).
+        """Parameters and statistics of a checkpoint.
 
-        The checkpoint's model may have more tasks than the config.
+        Args:
+          checkpoint: a working folder (its newest step), a step's folder, "demo" or a .safetensors
+            file of ours. Its model may have more tasks than the config.
 
         Raises:
           ValueError: there is none, or it does not fit the config's model or the data.
         """
+        file = weights.file_at(checkpoint)
+        if file:
+            arrays, metadata = weights.read_safetensors(file)
+            self.check_metadata(metadata, str(checkpoint))
+            return self._of_arrays(arrays, str(checkpoint))
         directory, step = checkpoints.locate(checkpoint)
         with contextlib.closing(checkpoints.Checkpoints(directory, read_only=True)) as saved:
             self.check_metadata(saved.metadata(step), f"{directory}/{step}")
             model, _ = saved.restore(step, self.abstract_model()._asdict(), partly=True)
         return Model(**model)
+
+    def _of_arrays(self, arrays: Mapping[str, np.ndarray], where: str) -> Model:
+        expected = self.abstract_model()
+        wrong = [
+            name
+            for group in expected
+            for name, leaf in group.items()
+            if name not in arrays or arrays[name].shape != leaf.shape
+        ]
+        if wrong:
+            raise ValueError(f"{where}: missing or of another shape: {_shortened(wrong)}")
+        groups = ({name: arrays[name].astype(leaf.dtype) for name, leaf in group.items()}
+                  for group in expected)  # fmt: skip
+        return partitioning.place(Model(*groups), self.mesh)
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint tells about itself."""
@@ -385,12 +406,14 @@ def best_metric(settings: Settings) -> str:
 
 
 def located(checkpoint: epath.Path, workdir: epath.Path, settings: Settings) -> epath.Path:
-    """The checkpoint that a command asks for: itself, or for `best` (of the working folder, or
-    FOLDER/best) the step's folder with the highest `best_metric`.
+    """The checkpoint that a command asks for: itself (see `Run.restored_model`), or for
+    `best` (of the working folder, or FOLDER/best) the step's folder with the highest `best_metric`.
 
     Raises:
       ValueError: there is none.
     """
+    if weights.file_at(checkpoint):
+        return checkpoint
     if checkpoint.name != "best" or checkpoint.exists():
         checkpoints.locate(checkpoint)
         return checkpoint

@@ -1,5 +1,6 @@
 """Metrics against pycocotools, hand-computed cases and plain loops."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -166,4 +167,10 @@ def test_the_report_is_written_as_table_and_as_data(tmp_path, capsys):
         "| coco | APl | – | – | – |",
         "| sst2 | accuracy | 0.900 | 0.500 | 0.892 |",
     ]
-    assert report.show(folder) and "sst2" in capsys.readouterr().out
+    assert report.show(folder) and "paper" in capsys.readouterr().out
+    report.write([dataclasses.replace(row, paper=None) for row in rows], folder)
+    assert report.show(folder)
+    shown = capsys.readouterr().out
+    assert "baseline" in shown and "paper" not in shown
+    assert (folder / "report.md").read_text().splitlines()[2] == "| coco | AP | 0.250 | 0.000 |"
+    assert json.loads((folder / "report.json").read_text())[0]["paper"] is None

@@ -11,6 +11,7 @@ from unit_jax.evaluation import details, pictures, report
 from unit_jax.evaluation.baselines import baselines, blind_scores
 from unit_jax.evaluation.evaluate import Evaluation, evaluate, select
 from unit_jax.evaluation.step import Predictor
+from unit_jax.interop import weights
 from unit_jax.runtime import checkpoints, distributed
 
 
@@ -93,12 +94,14 @@ def evaluate_checkpoint(
     """
     selections = select(run, splits, labelled=True)
     predictor = Predictor.of_run(run, run.restored_model(checkpoint))
-    directory, step = checkpoints.locate(checkpoint)
+    source = str(checkpoint)
+    if not weights.file_at(checkpoint):
+        source = "{}/{}".format(*checkpoints.locate(checkpoint))
     for split, selection in selections.items():
         tell_left_out(split, selection.left_out)
         if selection.tasks:
             evaluation = evaluate(run, predictor, split, selection.tasks)
-            facts = {"checkpoint": f"{directory}/{step}", "left_out": selection.left_out}
+            facts = {"checkpoint": source, "left_out": selection.left_out}
             write_report(run, predictor, workdir, split, evaluation, facts)
 
 

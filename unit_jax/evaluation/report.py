@@ -1,4 +1,5 @@
-"""The table of all tasks: value, baseline, and the paper's figure for orientation."""
+"""The table of all tasks: value, baseline and, where something was published about these data and
+this model, the published figure."""
 
 import dataclasses
 import json
@@ -23,7 +24,7 @@ class Row:
       task, metric: names; a task's headline metric comes first.
       value: of the model.
       baseline: the majority answer's, for detection an untrained model's.
-      paper: of the published model on the real data, for orientation.
+      paper: of the published model on the same data; None = nothing was published.
     """
 
     task: str
@@ -39,12 +40,14 @@ def file_name(split: str, suffix: str = "json", stem: str = "report") -> str:
 
 
 def write(rows: Sequence[Row], workdir: epath.Path, split: str = "val") -> None:
-    """Writes report.json (a list of objects with COLUMNS as keys) and report.md."""
+    """Writes report.json (a list of objects with COLUMNS as keys), and report.md without the column
+    `paper` if it is empty."""
     records = [
         {key: _finite(value) for key, value in dataclasses.asdict(row).items()} for row in rows
     ]
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|---|---:|---:|---:|"]
-    lines += ["| " + " | ".join(_cell(record[key]) for key in COLUMNS) + " |" for record in records]
+    columns = _columns(records)
+    lines = ["| " + " | ".join(columns) + " |", "|---|---|" + "---:|" * (len(columns) - 2)]
+    lines += ["| " + " | ".join(_cell(record[key]) for key in columns) + " |" for record in records]
     paths.replace_text(workdir / file_name(split, "md"), "\n".join(lines) + "\n")
     paths.replace_text(workdir / file_name(split), json.dumps(records, indent=2) + "\n")
 
@@ -56,14 +59,16 @@ def show(workdir: epath.Path, split: str = "val") -> bool:
         return False
     title = "validation" if split == "val" else split
     table = Table(title=title, title_justify="left")
-    for key in COLUMNS:
+    records = json.loads(path.read_text())
+    columns = _columns(records)
+    for key in columns:
         table.add_column(key, justify="left" if key in ("task", "metric") else "right")
     previous = None
-    for record in json.loads(path.read_text()):
+    for record in records:
         if previous not in (None, record["task"]):
             table.add_section()
         first = record["task"] != previous
-        cells = [_cell(record[key]) for key in COLUMNS]
+        cells = [_cell(record[key]) for key in columns]
         table.add_row(*(cells if first else ["", *cells[1:]]), style="bold" if first else None)
         previous = record["task"]
     console = Console()
@@ -72,6 +77,12 @@ def show(workdir: epath.Path, split: str = "val") -> bool:
     console.print(f"The same table: {workdir}/{same} and .json; what the model sees:")
     console.print(f"{workdir}/{picture}", soft_wrap=True)
     return True
+
+
+def _columns(records: Sequence[dict]) -> list[str]:
+    """COLUMNS, without `paper` where there is no such figure: the demo's world, own data."""
+    published = any(record["paper"] is not None for record in records)
+    return [key for key in COLUMNS if key != "paper" or published]
 
 
 def _finite(value):

@@ -49,6 +49,14 @@ class Weights:
     source: str
 
 
+def file_at(source: str | os.PathLike) -> Path | None:
+    """The file of weights that `source` means: the demo's, or a .safetensors file; else None."""
+    name = os.fspath(source)
+    if name == sources.DEMO and not os.path.exists(name):
+        return sources.demo_file() if sources.demo_file().exists() else None
+    return Path(name) if name.endswith(".safetensors") and os.path.isfile(name) else None
+
+
 def described(data: PreparedData) -> dict[str, Any]:
     """What the numbers of a model on these data mean, as JSON: the metadata's `names`."""
     names = {task: data.names(task) for task in data.tasks}
