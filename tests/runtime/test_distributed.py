@@ -131,7 +131,8 @@ def test_processes_that_differ_are_told_so_at_once(data_dir, tmp_path):
     assert "does not see in" in told[0] and "one --workdir that each of them can write" in told[0]
 
 
-@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
 def test_a_lost_process_ends_the_other_within_a_minute(data_dir, tmp_path, killed):
     flags = dict(steps=100_000, eval_every=100_000, checkpoint_every=10)
     pair = start_two(
