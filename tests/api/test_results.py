@@ -1,5 +1,6 @@
 """Results print, draw themselves and turn into what other tools take."""
 
+import dataclasses
 import json
 import sys
 import types
@@ -33,6 +34,9 @@ def test_they_are_sequences_that_print():
     assert [one.label for one in FOUND.above(0.5)] == ["cat"]
     assert str(SAID) == "yes" and SAID.best == "yes" and SAID.score == 0.75
     assert repr(SAID) == "what?: yes 0.75, no 0.25"
+    many = dataclasses.replace(SAID, answers=SAID.answers * 1500)  # VQA's list
+    assert repr(many) == "what?: " + "yes 0.75, no 0.25, " * 2 + "yes 0.75, 2995 more"
+    assert many.draw().height < 300 and len(many.to_dict()["answers"]) == 3000
 
 
 def test_dicts_json_and_coco():

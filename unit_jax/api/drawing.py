@@ -71,7 +71,7 @@ def answers(
     """Picture, texts, and a bar from 0 to 1 per answer, from top to bottom."""
     image = enlarged(pixels, width) if pixels is not None else None
     width = image.width if image else width or LEAST_WIDTH
-    size = max(14, min(width / 30, 32))
+    size = _text_size(width)
     font, margin, step = _font(size), round(size), round(1.7 * size)
     lines = [line for text in texts for line in _wrapped(text, font, width - 2 * margin)]
     top = image.height if image else 0
@@ -119,24 +119,38 @@ def heat(
 
 def words(texts: Sequence[str], weights: Sequence[float], width: int = LEAST_WIDTH) -> Image.Image:
     """Words on a line (or more), each on a ground as dark as its weight; negative ones red."""
-    font, margin = _font(18), 12
+    size = _text_size(width)
+    font, margin, step = _font(size), round(size), round(2.1 * size)
+    pad = round(size / 2)
     most = max((abs(w) for w in weights), default=0) or 1
-    places, x, y = [], margin, margin
+    places, x, y = [], margin - pad, margin // 2
     for text in texts:
-        length = round(font.getlength(text)) + 12
+        length = round(font.getlength(text)) + 2 * pad
         if x + length > width - margin and x > margin:
-            x, y = margin, y + 40
+            x, y = margin - pad, y + step
         places.append((x, y, length))
-        x += length + 5
-    sheet = Image.new("RGB", (width, y + 40 + margin // 2), PAPER)
+        x += length + 4
+    sheet = Image.new("RGB", (width, y + step + margin // 2), PAPER)
     draw = ImageDraw.Draw(sheet)
     for text, weight, (x, y, length) in zip(texts, weights, places, strict=True):
         share = abs(weight) / most
         full = (47, 111, 222) if weight >= 0 else (200, 67, 58)
         ground = tuple(round(255 + share * 0.85 * (part - 255)) for part in full)
-        draw.rounded_rectangle((x, y, x + length, y + 32), radius=6, fill=ground)
-        draw.text((x + 6, y + 5), text, fill="white" if share > 0.55 else INK, font=font)
+        end = (x + length, y + round(1.7 * size))
+        draw.rounded_rectangle((x, y, *end), radius=size / 3, fill=ground)
+        ink = "white" if share > 0.55 else INK
+        draw.text((x + pad, y + 0.25 * size), text, fill=ink, font=font)
     return sheet
+
+
+def caption(text: str, width: int, above: Image.Image | None = None) -> Image.Image:
+    """A line that says what is shown, below a picture of that width or alone."""
+    size = 0.8 * _text_size(width)
+    font, margin = _font(size), round(_text_size(width))
+    sheet = Image.new("RGB", (width, round(2 * size)), PAPER)
+    ink = ImageDraw.Draw(sheet)
+    ink.text((0 if above else margin, 0.4 * size), _cut(text, font, width), fill=MUTED, font=font)
+    return stacked([above, sheet]) if above else sheet
 
 
 def stacked(parts: Sequence[Image.Image]) -> Image.Image:
@@ -159,6 +173,11 @@ def beside(parts: Sequence[Image.Image], gap: int = 8) -> Image.Image:
         sheet.paste(part, (x, 0))
         x += part.width + gap
     return sheet
+
+
+def _text_size(width: int) -> float:
+    """Of text on a sheet of that width, in pixels."""
+    return max(14, min(width / 30, 22))
 
 
 def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from PIL import Image
 
 from unit_jax.api import drawing
-from unit_jax.api.results import Answers, Detections
+from unit_jax.api.results import SHOWN, Answers, Detections
 from unit_jax.batch import Batch
 from unit_jax.models import flat
 from unit_jax.models.image_encoder import sine_positions
@@ -81,27 +81,32 @@ class Explanation:
 
     def draw(self, layer: int = -1, most: int = 4, width: int = 0) -> Image.Image:
         """The answer, what each query (`most` of them) looks at, and the words."""
-        pixels, parts = self.result.picture(), []
-        if pixels is not None and self.image_attention is not None:
-            rows = []
-            for number, query in list(enumerate(self.queries))[:most]:
-                heated = drawing.heat(pixels, self.image_attention[layer, number], width)
-                if isinstance(self.result, Detections):
-                    found = [one for one in self.result if one.query == query]
-                    shown = dataclasses.replace(self.result, detections=tuple(found))
-                    rows.append(drawing.beside([shown.draw(width), heated]))
-                else:
-                    rows.append(drawing.beside([drawing.enlarged(pixels, width), heated]))
-            parts += rows
+        parts = self._looks(layer, most, width)
+        wide = parts[0].width if parts else width or drawing.LEAST_WIDTH
         if isinstance(self.result, Answers):
-            wide = parts[0].width if parts else 0
-            bars = [(one.label, one.score) for one in self.result[:5]]
+            bars = [(one.label, one.score) for one in self.result[:SHOWN]]
             texts = [text for text in (self.result.text, self.result.text_b) if text]
             parts.append(drawing.answers(None, texts, bars, wide))
         if self.word_effects is not None and len(self.words):
-            wide = parts[0].width if parts else drawing.LEAST_WIDTH
+            parts.append(drawing.caption("what each word brought to the score", wide))
             parts.append(drawing.words(self.words, list(map(float, self.word_effects)), wide))
         return drawing.stacked(parts or [self.result.draw(width)])
+
+    def _looks(self, layer: int, most: int, width: int) -> list[Image.Image]:
+        """A row per query: the picture (with the query's box), and where the query looked."""
+        pixels = self.result.picture()
+        if pixels is None or self.image_attention is None:
+            return []
+        told = f"where it looked, decoder layer {layer % len(self.image_attention) + 1}"
+        rows = []
+        for number, query in list(enumerate(self.queries))[:most]:
+            shown = drawing.enlarged(pixels, width)
+            if isinstance(self.result, Detections):
+                found = tuple(one for one in self.result if one.query == query)
+                shown = dataclasses.replace(self.result, detections=found).draw(width)
+            heated = drawing.heat(pixels, self.image_attention[layer, number], width)
+            rows.append(drawing.beside([shown, drawing.caption(told, heated.width, heated)]))
+        return rows
 
     def draw_at(self, x: float, y: float, layer: int = -1, width: int = 0) -> Image.Image:
         """The picture, lit where a point of it attends to."""

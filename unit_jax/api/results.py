@@ -12,6 +12,8 @@ from PIL import Image
 from unit_jax.api import drawing, images
 from unit_jax.api.images import Source
 
+SHOWN = 5  # answers that are printed and drawn; VQA has thousands
+
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
@@ -194,16 +196,18 @@ class Answers(_Result):
 
     def __repr__(self) -> str:
         asked = " | ".join(self.given().values())
-        return f"{asked}: " * bool(asked) + ", ".join(map(str, self))
+        more = f", {len(self) - SHOWN} more" if len(self) > SHOWN else ""
+        return f"{asked}: " * bool(asked) + ", ".join(map(str, self[:SHOWN])) + more
 
     def to_dict(self) -> dict[str, Any]:
         """What was given, and `answers`: dicts of label and score."""
         return {**self.given(), "answers": [one.to_dict() for one in self]}
 
     def draw(self, width: int = 0) -> Image.Image:
-        """The picture (if there was one), the text below it, and a bar per answer."""
+        """The picture (if there was one), the text below it, and a bar for each of the best
+        answers."""
         texts = [text for text in (self.text, self.text_b) if text]
-        bars = [(one.label, one.score) for one in self]
+        bars = [(one.label, one.score) for one in self[:SHOWN]]
         return drawing.answers(self.picture(), texts, bars, width)
 
 
