@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: screenshot demo demo-fresh demo-weights test test-slow chaos mutants coverage parity parity-files \
+.PHONY: docs screenshot demo demo-fresh demo-weights test test-slow chaos mutants coverage parity parity-files \
 	lint lock clean
 
 demo: $(VENV)/.installed
@@ -21,6 +21,11 @@ demo-weights: $(VENV)/.installed
 screenshot: $(VENV)/.installed
 	$(BIN)/pip install -q --disable-pip-version-check "playwright>=1.45"
 	UNIT_JAX_SCREENSHOT=docs/images/page.png $(BIN)/python -m pytest -n0 tests/page/test_browser.py
+
+# The docs site with the API's reference, in runs/site; a broken link is an error.
+docs: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo-fresh:
 	rm -rf $(DEMO)

@@ -171,6 +171,27 @@ def test_files_that_are_named_exist():
     assert not missing
 
 
+def test_the_site_has_every_page_and_every_name():
+    """`make docs` builds it strictly, but a page that no menu names is no fault to MkDocs."""
+    import yaml
+
+    pages = {p.relative_to(ROOT / "docs").as_posix() for p in ROOT.glob("docs/**/*.md")}
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    menu = set(re.findall(r"[\w/]+\.md", str(nav)))
+    made = {"index.md", "tour.md", "contributing.md", "changelog.md"}
+    assert menu == pages | made
+    shown = [
+        line.split()[1]
+        for path in ROOT.glob("docs/reference/*.md")
+        for line in path.read_text().splitlines()
+        if line.startswith("::: ")
+    ]
+    assert len(shown) > 20
+    for name in shown:
+        module, _, attribute = name.rpartition(".")
+        assert getattr(importlib.import_module(module), attribute).__doc__, name
+
+
 @pytest.fixture(scope="module")
 def loaded():
     """`unit_jax.load` that remembers: documents load the same model again and again."""

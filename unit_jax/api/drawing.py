@@ -145,7 +145,7 @@ def words(texts: Sequence[str], weights: Sequence[float], width: int = LEAST_WID
 
 def caption(text: str, width: int, above: Image.Image | None = None) -> Image.Image:
     """A line that says what is shown, below a picture of that width or alone."""
-    size = 0.8 * _text_size(width)
+    size = max(15, 0.8 * _text_size(width))
     font, margin = _font(size), round(_text_size(width))
     sheet = Image.new("RGB", (width, round(2 * size)), PAPER)
     ink = ImageDraw.Draw(sheet)
