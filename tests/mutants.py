@@ -5,6 +5,7 @@ A fault is a change of one piece of source text in a copy of the repository. Its
 without it and fail with it.
 """
 
+import argparse
 import dataclasses
 import os
 import pathlib
@@ -129,8 +130,16 @@ def failing(folder: pathlib.Path, tests: str) -> list[str] | None:
 
 
 def main() -> int:
-    wanted = sys.argv[1:]
-    faults = [fault for fault in FAULTS if not wanted or fault.name in wanted]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="faults to plant; default all")
+    parser.add_argument("--list", action="store_true", help="show the names and end")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - {fault.name for fault in FAULTS}:
+        parser.error(f"no fault is called {', '.join(sorted(unknown))}; see --list")
+    faults = [fault for fault in FAULTS if not arguments.names or fault.name in arguments.names]
+    if arguments.list:
+        print(*(fault.name for fault in faults), sep="\n")
+        return 0
     missed, sound = 0, {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = pathlib.Path(temporary)
