@@ -1,5 +1,6 @@
 """What stands around training: the lock, stops that save, bundles of what went wrong, room."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from etils import epath
 
 from tests import tiny
 from unit_jax import run as run_lib
+from unit_jax import settings
 from unit_jax.evaluation import follow
 from unit_jax.runtime import checkpoints, exits, journal, lock, stopping
 from unit_jax.tools import replay
@@ -189,6 +191,15 @@ def test_a_disk_without_room_is_told_before_training(whole, tmp_path, monkeypatc
     with pytest.raises(ValueError, match=r"has 0\.0 MB free, 4 checkpoints .* need .* MB more"):
         loop.train(run, epath.Path(tmp_path))
     assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_a_log_that_cannot_be_written_is_one_line_that_names_what_is_safe(tmp_path):
+    (tmp_path / "checkpoints" / "4" / "metadata").mkdir(parents=True)
+    told = r"written to .* \(\[Errno 28\] No space left.*/checkpoints/4 is safe; .*make room first$"
+    with pytest.raises(checkpoints.NotWritten, match=told):
+        with session.guarded(epath.Path(tmp_path), settings.TrainSettings()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert journal.read_status(tmp_path)["exit"] == exits.DISK
 
 
 def test_a_signal_starts_a_trace(tmp_path, monkeypatch):

@@ -31,6 +31,7 @@ FOLDER = "checkpoints"
 COMMITTED = "commit_success.txt"  # orbax's, in step folders of a bucket
 REMEDY = "give a working folder, its checkpoints folder or one of the step folders in it"
 _DIGESTS, _CHECKSUM = "digests", "sha256"  # in the metadata: of arrays by item, and of all the rest
+_BESIDE_AN_ARRAY = 4096  # bytes of names, shardings and indices; measured: 3,300 for small arrays
 
 T = TypeVar("T")
 
@@ -431,8 +432,10 @@ def _in_short(error: Exception | None) -> str:
 
 
 def _bytes(tree: Any) -> int:
+    """About what a checkpoint of arrays, or shapes and dtypes of them, takes on disk."""
     leaves = jax.tree.leaves(tree)
-    return sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+    arrays = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
+    return arrays + _BESIDE_AN_ARRAY * len(leaves)
 
 
 def _free(folder: epath.Path) -> int:

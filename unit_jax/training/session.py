@@ -45,6 +45,7 @@ def guarded(workdir: epath.Path, settings: TrainSettings) -> Iterator[Session]:
 
     Raises:
       lock.Taken: another run holds the folder.
+      checkpoints.NotWritten: the disk of the folder is full.
     """
     held = lock.Lock(workdir) if distributed.is_first() else None
     with (
@@ -59,10 +60,15 @@ def guarded(workdir: epath.Path, settings: TrainSettings) -> Iterator[Session]:
         try:
             yield session
         except BaseException as error:
+            if exits.is_full(error):
+                error = checkpoints.NotWritten(
+                    f"what a run writes beside checkpoints could not be written to {workdir} "
+                    f"({error}); {checkpoints.what_is_safe(workdir)}; make room first"
+                )
             told, code = str(error).partition("\n")[0], exits.of(error)
             session.journal.event("failed", error=told, kind=type(error).__name__, exit=code)
             session.journal.status("failed", error=told, exit=code)
-            raise
+            raise error
 
 
 class Profiler:
