@@ -22,6 +22,7 @@ import numpy as np
 
 from tests import ROOT, tiny
 from tests.training import test_board
+from unit_jax.data import prepared
 
 TASKS = ("coco", "vqa2", "qqp")
 STEPS = 12
@@ -133,35 +134,47 @@ def differences(whole: pathlib.Path, killed: pathlib.Path) -> list[str]:
 
 
 def prepared_alike(folder: pathlib.Path, rng: random.Random, kills: int) -> tuple[int, list[str]]:
-    """Kills preparation some times, lets it end, and compares every file with an undisturbed one's.
+    """Kills preparation some times, lets it end, and compares every record and image with those of
+    one that nobody disturbed.
 
     Returns:
-      How often it was killed, and the files that differ.
+      How often it was killed, and what differs.
     """
     done, target = 0, folder / "prepared-again"
     command = [
         sys.executable, "-m", "unit_jax.tools.prepare_data", "--source", folder / "source",
-        "--data_dir", target, "--datasets", ",".join(TASKS),
+        "--datasets", ",".join(TASKS), "--data_dir",
     ]  # fmt: skip
     quiet = dict(cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(kills):
-        process = subprocess.Popen(command, **quiet)
+    since = time.monotonic()
+    subprocess.run([*command, folder / "prepared"], check=True, **quiet)
+    whole = time.monotonic() - since
+    while done < kills:
+        process = subprocess.Popen([*command, target], **quiet)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(rng.uniform(2, 8))
+            process.wait(rng.uniform(0.2, 1) * whole)
         if process.poll() is None:
             process.kill()
             done += 1
+        elif target.exists():
+            shutil.rmtree(target)
         process.wait()
-    subprocess.run(command, check=True, **quiet)
-    manifests = [
-        json.loads((place / "manifest.json").read_text())["datasets"]
-        for place in (folder / "data", target)
-    ]
+    subprocess.run([*command, target], check=True, **quiet)
+    wanted, found = (prepared.PreparedData(place, TASKS) for place in (folder / "data", target))
+    prepared.verify(found)
+    if wanted.content() != found.content():
+        return done, ["manifest.json"]
     return done, [
-        name
-        for name in manifests[0]
-        if manifests[0][name].get("digests") != manifests[1].get(name, {}).get("digests")
+        f"{task}, {split}"
+        for task in TASKS
+        for split in wanted.splits(task)
+        if _content(wanted.split(task, split)) != _content(found.split(task, split))
     ]
+
+
+def _content(split: prepared.Split) -> list:
+    images = split.image if split.images is not None else lambda row: None
+    return [(repr(split[row]), images(row)) for row in range(len(split))]
 
 
 def main() -> int:
@@ -178,7 +191,8 @@ def main() -> int:
     wrong: list[str] = []
     done, differ = prepared_alike(folder, rng, min(5, arguments.kills // 6))
     table["preparing, SIGKILL"] = done
-    wrong += [f"prepared {name}" for name in differ]
+    wrong += [f"prepared: {name}" for name in differ]
+    print(f"preparing, killed {done} times: {differ or 'equal'}", flush=True)
 
     whole, log = folder / "whole", folder / "log.txt"
     assert start(data_dir, whole, log).wait() == 0, log.read_text()

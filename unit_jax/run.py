@@ -147,7 +147,7 @@ class Run:
             del functools.reduce(dict.__getitem__, groups, made)[last]
         return {
             **{f"config.{name}": value for name, value in made.items()},
-            "prepared data": self.data.manifest,
+            "prepared data": self.data.content(),
         }
 
     def check_metadata(self, metadata: Mapping[str, Any], where: str) -> None:

@@ -221,6 +221,19 @@ def test_the_same_bytes_each_time(data_dir, source, tmp_path):
             assert path.read_bytes() == other.read_bytes(), path
 
 
+def test_two_preparations_of_the_same_data_have_the_same_content(data_dir):
+    """Whatever their files' bytes are: hosts may prepare each for itself."""
+    data = PreparedData(data_dir, ["qnli"])
+    before, path = data.content(), data_dir / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["datasets"]["qnli"]["digests"] = {"x": "other"}
+    path.write_text(json.dumps(manifest))
+    assert PreparedData(data_dir, ["qnli"]).content() == before
+    manifest["datasets"]["qnli"]["splits"]["test"]["count"] += 1
+    path.write_text(json.dumps(manifest))
+    assert PreparedData(data_dir, ["coco"]).content() != before
+
+
 def test_what_is_broken_is_prepared_again(data_dir, source):
     (file,) = (data_dir / "images_coco").glob("*/*-0000*")
     file.write_bytes(b"")

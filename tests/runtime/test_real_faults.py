@@ -1,4 +1,4 @@
-"""A whole command met by what happens to machines: a stop while compiling, a second run, a full disk.
+"""A whole command and what happens to machines: a stop, a second run, a full disk.
 
 All are slow: each starts several processes.
 """
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 
 def get_config(data_dir: str) -> dict:
-    """For `--config`: a task of texts, so long that nobody sees its end unless the steps are set."""
+    """For `--config`: a task of texts, without end unless a flag sets the steps."""
     config = tiny.values(data_dir, ("qqp",), steps=100_000)
     config["train"].update(eval_every=100_000, checkpoint_every=10)
     config["report"]["blind_check"] = False
@@ -88,7 +88,7 @@ def test_stops_while_compiling_and_training_and_a_second_run(data_dir, tmp_path)
 
 
 def test_a_disk_of_two_megabytes(data_dir, tmp_path):
-    """Too small, which is told before training; one of sixteen fills up, and is given room again."""
+    """Too small, as is told before training; one of sixteen fills up, and gets room again."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)]

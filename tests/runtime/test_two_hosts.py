@@ -35,7 +35,8 @@ class Host:
         self.is_up = self._keeper.stdout.readline() == "up\n"
 
     def inside(self, *command: str) -> list[str]:
-        return ["nsenter", "-t", str(self._keeper.pid), "--net", "--uts", "--mount", *command]
+        return ["nsenter", "-t", str(self._keeper.pid), "--net", "--uts", "--mount",
+                f"--wd={ROOT}", *command]  # fmt: skip
 
     def run(self, *command: str) -> None:
         subprocess.run(self.inside(*command), check=True, capture_output=True)

@@ -187,6 +187,16 @@ class PreparedData:
         """What manifest.json holds."""
         return self._manifest
 
+    def content(self) -> dict[str, Any]:
+        """The manifest without sizes and digests of files: these differ between two preparations
+        of the same data, as TFDS writes the fields of a record in any order."""
+        files = ("files", "digests")
+        datasets = {
+            name: {key: value for key, value in entry.items() if key not in files}
+            for name, entry in self._manifest["datasets"].items()
+        }
+        return {**self._manifest, "datasets": datasets}
+
     def num_labels(self, task: str) -> int:
         """Classes without the no-object class (detection), answers or labels (others)."""
         return self._entry(task).get("num_labels", 0)

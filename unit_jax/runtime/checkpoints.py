@@ -67,7 +67,7 @@ class Checkpoints:
         # What fails is told once, by `_writing`.
         logging.get_absl_logger().setLevel("CRITICAL")
         python_logging.getLogger("asyncio").setLevel("CRITICAL")
-        sys.excepthook = _quiet
+        sys.excepthook, sys.unraisablehook = _quiet, _quiet_in_native
         self.directory, self._size = epath.Path(directory), 0
         policies, rank = [preservation_policy.LatestN(max(max_to_keep, 2))], None
         if best_metric:
@@ -89,6 +89,7 @@ class Checkpoints:
                 create=not read_only,
                 read_only=read_only,
                 save_interval_steps=0 if read_only else 1,
+                async_options=ocp.AsyncOptions(barrier_sync_fn=_barrier),
             ),
             item_handlers=dict(
                 model=ocp.StandardCheckpointHandler(),
@@ -413,10 +414,29 @@ def _is_finished(step: epath.Path) -> bool:
     return (step / (COMMITTED if paths.is_remote(step) else "metadata")).exists()
 
 
+def _barrier(*, key: str, timeout_ms: int) -> None:
+    """Where all processes wait for each other in the background of a save.
+
+    orbax comes here also while an error of this process is on its way up. The others wait at an
+    earlier place then, so this one goes on, and ends; they learn that it is lost.
+    """
+    if sys.exc_info()[1] is None:
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+
 def _quiet(kind, error, trace) -> None:
-    """Of a write that failed tensorstore also tells a loop that has ended, from native code."""
-    if not (kind is RuntimeError and str(error) == "Event loop is closed"):
+    if not _of_an_ended_loop(kind, error):
         sys.__excepthook__(kind, error, trace)
+
+
+def _quiet_in_native(told) -> None:
+    if not _of_an_ended_loop(told.exc_type, told.exc_value):
+        sys.__unraisablehook__(told)
+
+
+def _of_an_ended_loop(kind: type, error: BaseException | None) -> bool:
+    """Of a write that failed tensorstore also tells a loop that has ended, from native code."""
+    return kind is RuntimeError and str(error) == "Event loop is closed"
 
 
 def _checksum(metadata: Mapping[str, Any]) -> str:
