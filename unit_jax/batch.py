@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-# On the devices, on the host, or a shape to compile for.
-AnyArray = Array | np.ndarray | jax.ShapeDtypeStruct
+# On the devices or on the host.
+AnyArray = Array | np.ndarray
 
 
 class Batch(struct.PyTreeNode):
@@ -37,6 +37,40 @@ class Batch(struct.PyTreeNode):
     index: Int[AnyArray, "batch"] | None = None
 
     @property
+    def size(self) -> int:
+        """How many examples there are, fillers too."""
+        first = self.input_ids if self.images is None else self.images
+        return 0 if first is None else len(first)
+
+    @property
+    def pictures(self) -> tuple[UInt8[Array, "batch height width 3"], Int[Array, "batch 2"]]:
+        """(images, image_sizes) as JAX sees them.
+
+        Raises:
+          ValueError: the batch has no images.
+        """
+        if self.images is None or self.image_sizes is None:
+            raise ValueError(f"a batch of {self.task} has no images")
+        return jnp.asarray(self.images), jnp.asarray(self.image_sizes)
+
+    @property
+    def texts(
+        self,
+    ) -> tuple[Int[Array, "batch tokens"], Bool[Array, "batch tokens"], Int[Array, "batch tokens"]]:
+        """(input_ids, token_mask, segment_ids) as JAX sees them.
+
+        Raises:
+          ValueError: the batch has no texts.
+        """
+        if self.input_ids is None or self.token_mask is None or self.segment_ids is None:
+            raise ValueError(f"a batch of {self.task} has no texts")
+        return (
+            jnp.asarray(self.input_ids),
+            jnp.asarray(self.token_mask),
+            jnp.asarray(self.segment_ids),
+        )
+
+    @property
     def bucket(self) -> tuple[int, ...]:
         """What the examples are padded to: (height, width) of images, else (tokens,)."""
         if self.images is not None:
@@ -59,3 +93,14 @@ class Outputs(struct.PyTreeNode):
     hidden_states: Float[Array, "layers batch queries width"]
     logits: Float[Array, "layers batch queries classes"] | Float[Array, "layers batch classes"]
     boxes_cxcywh: Float[Array, "layers batch queries 4"] | None = None
+
+    @property
+    def boxes(self) -> Float[Array, "layers batch queries 4"]:
+        """`boxes_cxcywh` of a room that answers with objects.
+
+        Raises:
+          ValueError: there are none.
+        """
+        if self.boxes_cxcywh is None:
+            raise ValueError("these outputs have no boxes")
+        return self.boxes_cxcywh

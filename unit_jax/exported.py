@@ -92,7 +92,7 @@ class ExportedModel:
           "score"}, ...]}, best first; a list of these for lists.
         """
         entry = self._task(task)
-        given = {"image": image, "text": text, "text_b": text_b}
+        given: dict[str, Any] = {"image": image, "text": text, "text_b": text_b}
         many = {name for name, value in given.items() if isinstance(value, (list, tuple))}
         lengths = {len(given[name]) for name in many}
         if len(lengths) > 1:
@@ -145,6 +145,8 @@ class ExportedModel:
                 for i, p in enumerate(pictures)
             ]
         if "text" in entry["inputs"]:
+            if self._wordpiece is None:
+                raise ValueError(f"{task}: the export came without a vocabulary")
             encode = self._wordpiece.encode
             tokens = [
                 encode(a, b or "", entry["max_tokens"])

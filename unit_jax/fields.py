@@ -106,11 +106,16 @@ def did_you_mean(value: object, names: Iterable[str]) -> str:
     return f"; did you mean {name}?" if name else ""
 
 
+def fields_of(cls: Any) -> tuple[dataclasses.Field, ...]:
+    """The fields of a dataclass that is known by a type alone."""
+    return dataclasses.fields(cls)
+
+
 def leaves(cls: type, where: str = "") -> dict[str, tuple[Any, dataclasses.Field]]:
     """All settings below a dataclass: (type, field) by dotted name, in the order of the file."""
     found = {}
     hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
+    for field in fields_of(cls):
         name = f"{where}.{field.name}" if where else field.name
         if dataclasses.is_dataclass(hints[field.name]):
             found.update(leaves(hints[field.name], name))
@@ -196,7 +201,7 @@ class Reader:
             values = {}
         given = given or {}
         hints = typing.get_type_hints(cls)
-        fields = {field.name: field for field in dataclasses.fields(cls) if field.name not in given}
+        fields = {field.name: field for field in fields_of(cls) if field.name not in given}
         for key in sorted(map(str, values)):
             if key not in fields:
                 self.problem(f"{where}.{key}", self._unknown(key, fields))

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)  # libraries' notes are not for the terminal
     try:
-        settings = config_files.read(CONFIG.value, CHANGES)
+        settings = config_files.read(CONFIG.value or "", CHANGES)
         if TASKS.value and MODE.value == "train":
             raise ValueError(
                 f"--tasks={TASKS.value}: training uses the config's tasks; choose them there, "
@@ -85,8 +85,8 @@ def _run(settings: settings_lib.Settings) -> int:
             f"--checkpoint={CHECKPOINT.value}: training goes on from --workdir; to start from "
             "another checkpoint's weights use --config.init_from.model"
         )
-    workdir = paths.from_flag("--workdir", WORKDIR.value)
-    checkpoint = paths.from_flag("--checkpoint", CHECKPOINT.value or WORKDIR.value)
+    workdir = paths.from_flag("--workdir", WORKDIR.value or "")
+    checkpoint = paths.from_flag("--checkpoint", CHECKPOINT.value or WORKDIR.value or "")
     distributed.initialize(settings.distributed)
     with distributed.together():
         with paths.reaching("--workdir" if training else "--checkpoint", checkpoint):

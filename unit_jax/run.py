@@ -73,12 +73,12 @@ class Run:
         Prints what was loaded from where and what stayed fresh.
         """
         model = self._fresh_model()
-        fresh = {**model.params, **model.statistics}
+        fresh = {path: np.asarray(x) for leaves in model for path, x in leaves.items()}
         arrays, reports = init_from.start_from(fresh, self.settings, self._known())
         if distributed.is_first():
             print(*reports, sep="\n")
-        model = Model(*({path: arrays[path] for path in leaves} for leaves in model))
-        return partitioning.place(model, self.mesh)
+        groups = [{path: arrays[path] for path in leaves} for leaves in model]
+        return Model(*partitioning.place(groups, self.mesh))
 
     def _known(self) -> transfer.Model:
         """What the data tell of labels and words, for weights of other tasks."""
@@ -125,9 +125,11 @@ class Run:
         ]
         if wrong:
             raise ValueError(f"{where}: missing or of another shape: {_shortened(wrong)}")
-        groups = ({name: arrays[name].astype(leaf.dtype) for name, leaf in group.items()}
-                  for group in expected)  # fmt: skip
-        return partitioning.place(Model(*groups), self.mesh)
+        groups = [
+            {name: arrays[name].astype(leaf.dtype) for name, leaf in group.items()}
+            for group in expected
+        ]
+        return Model(*partitioning.place(groups, self.mesh))
 
     def metadata(self) -> dict[str, Any]:
         """What a checkpoint tells about itself."""
@@ -373,11 +375,11 @@ _WEIGHTS = {
 def _training_images(run: Run, count: int):
     """The first `count` training images of the first task that has some, without augmentation."""
     task = next(spec for spec in run.settings.tasks.values() if spec.has_image)
-    images, sizes = [], []
+    images, sizes, same = [], [], []
     with loader.eval_batches(run.settings, run.data, task.name, "train") as batches:
         for batch in batches:
-            images.append(batch.images)
-            sizes.append(batch.image_sizes)
+            images.append(np.asarray(batch.images))
+            sizes.append(np.asarray(batch.image_sizes))
             # Batches are grouped by bucket; more than one bucket cannot be stacked.
             same = [x for x in images if x.shape[1:] == images[0].shape[1:]]
             if sum(len(x) for x in same) >= count or len(same) < len(images):

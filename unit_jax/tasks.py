@@ -131,7 +131,7 @@ def resolve(name: str, overrides: Mapping[str, Any], taken: Iterable[int] = ()) 
     """
     reader = fields.Reader()
     spec = read(name, overrides, taken, reader)
-    if reader.problems:
+    if reader.problems or spec is None:
         raise ValueError("\n".join(reader.problems))
     return spec
 
@@ -213,7 +213,7 @@ def _spelled_out(overrides: Mapping[str, Any]) -> dict[str, Any]:
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
     kind = values.pop("kind", None)
     soft, f1 = values.pop("soft_targets", False), values.pop("f1", False)
-    implied: dict[str, Any] = dict(KINDS[kind]) if kind else {}
+    implied: dict[str, Any] = dict(KINDS[str(kind)]) if kind else {}
     if soft is True:
         implied["output"] = "scores"
     if f1 is True:

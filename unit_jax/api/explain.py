@@ -110,10 +110,11 @@ class Explanation:
 
     def draw_at(self, x: float, y: float, layer: int = -1, width: int = 0) -> Image.Image:
         """The picture, lit where a point of it attends to."""
-        return drawing.heat(self.result.picture(), self.at(x, y, layer), width)
+        return drawing.heat(self.result.needed_picture(), self.at(x, y, layer), width)
 
     def _size(self) -> tuple[int, int]:
-        return self.result.picture().shape[:2]
+        height, width = self.result.needed_picture().shape[:2]
+        return height, width
 
 
 def explain(
@@ -125,7 +126,7 @@ def explain(
     is_detection = isinstance(result, Detections)
     queries = tuple(one.query for one in result) if is_detection else (0,)
     ready = model.ready(task, image, text, text_b)
-    found = jax.device_get(model.inside(model.batch(spec, [ready], model.mesh.size)))
+    found = jax.device_get(model.inside(task, ready))
     cross, image_attention, word_attention, encoder = found["cross"][:, 0], None, None, None
     cross = cross[:, np.minimum(queries, cross.shape[1] - 1).astype(int)]  # one query for all
     places = 0
@@ -145,7 +146,7 @@ def explain(
         word_attention = cross[..., places : places + count]
     words, effects = (), None
     if spec.has_text and not is_detection:
-        words, effects = word_effects(model, result, image, text, text_b)
+        words, effects = word_effects(model, result, image, text or "", text_b)
     return Explanation(
         result, queries, image_attention, word_attention, encoder, tokens, words, effects
     )
@@ -186,7 +187,7 @@ def inside(graph: Any, params: Any, statistics: Any, batch: Batch) -> dict[str, 
     spec = dict(unit.tasks)[batch.task]
     found = {}
     if spec.has_image:
-        features, mask = unit.features(batch.images, batch.image_sizes)
+        features, mask = unit.features(*batch.pictures)
         found["grid"] = mask
         found["encoder"] = _through_encoder(unit, features, mask, spec.index)
     memory = unit.memory(batch, NO_KEYS)

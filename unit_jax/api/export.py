@@ -177,9 +177,9 @@ def _program(model: Model, spec: TaskSpec, padded_to: tuple[int, int] | None):
     tall_first = int(PIL.__version__.split(".")[0]) >= 13
 
     def program(weights: dict[str, Array], *arrays: Array) -> dict[str, Array]:
-        arrays, fields, sizes = list(arrays), {}, None
-        if spec.has_image:
-            pictures, sizes = arrays.pop(0), arrays.pop(0)
+        rest, fields, sizes = list(arrays), {}, None
+        if spec.has_image and padded_to is not None:
+            pictures, sizes = rest.pop(0), rest.pop(0)
             new = resize.target_sizes(
                 sizes,
                 model.data.eval_short_side,
@@ -189,7 +189,7 @@ def _program(model: Model, spec: TaskSpec, padded_to: tuple[int, int] | None):
             fields["images"] = resize.resize(pictures, sizes, new, padded_to, tall_first)
             fields["image_sizes"] = new
         if spec.has_text:
-            fields |= zip(("input_ids", "token_mask", "segment_ids"), arrays, strict=True)
+            fields |= zip(("input_ids", "token_mask", "segment_ids"), rest, strict=True)
         unit = flat.merge(
             graph,
             {name: x for name, x in weights.items() if name in params},
@@ -197,7 +197,7 @@ def _program(model: Model, spec: TaskSpec, padded_to: tuple[int, int] | None):
         )
         answers = unit(Batch(task=spec.name, **fields))
         found = outputs.room(spec).shown(answers, unit.heads[spec.name])
-        if "boxes_cxcywh" in found:
+        if sizes is not None and "boxes_cxcywh" in found:
             found["boxes_xyxy"] = to_pixels(found.pop("boxes_cxcywh"), sizes)
         return found
 

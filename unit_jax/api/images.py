@@ -97,7 +97,7 @@ def read(source: Source, *, exif: bool = True, max_pixels: int = MAX_PIXELS, onc
         raise ValueError(f"{what}: a broken picture ({error})") from error
 
 
-def _open(source: Source):
+def _open(source: str | os.PathLike | bytes | Image.Image):
     if isinstance(source, Image.Image):
         return _Borrowed(source)
     if isinstance(source, (bytes, bytearray, memoryview)):

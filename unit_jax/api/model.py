@@ -10,54 +10,31 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from unit_jax.api import explain, images
+from unit_jax.api import explain, images, inputs
 from unit_jax.api.images import Source
-from unit_jax.api.results import Answer, Answers, Detection, Detections
+from unit_jax.api.inputs import Example, Inputs, Ready
+from unit_jax.api.reading import reader
+from unit_jax.api.results import Answers, Detections, Result
 from unit_jax.batch import Batch
-from unit_jax.data import batching, transforms
-from unit_jax.data.text import Tokenizer
 from unit_jax.models import flat
 from unit_jax.models.flat import Flat
 from unit_jax.outputs import room
 from unit_jax.outputs.base import Names
-from unit_jax.outputs.objects import metrics
 from unit_jax.runtime import partitioning
 from unit_jax.settings import DataSettings
 from unit_jax.tasks import TaskSpec
 
-Result = Detections | Answers
+T = TypeVar("T")
+Many = T | list[T] | Iterator[T]  # for one example, a list, a generator
 BATCH_SIZE = 8
 LONG = 20  # examples from which a progress bar is shown
 AHEAD = 4  # batches that are read before answers are given out in order
-
-
-class Example(NamedTuple):
-    """One question to the model, as it was given."""
-
-    image: Source | None
-    text: str
-    text_b: str
-
-
-class Ready(NamedTuple):
-    """An example as the model takes it.
-
-    Attributes:
-      shape: what it is padded to: (height, width) of the picture, or (tokens,), or both in a row.
-      size: (height, width) of the picture given.
-    """
-
-    shape: tuple[int, ...]
-    name: str
-    size: tuple[int, int] | None
-    pixels: np.ndarray | None
-    tokens: tuple[np.ndarray, int] | None
 
 
 class Model:
@@ -89,8 +66,8 @@ class Model:
         self.data, self.mesh = data, mesh
         self.graph, self.params, self.statistics = graph, params, statistics
         self._names, self._vocabulary = dict(names), tuple(vocabulary)
-        self._tokenizer: Tokenizer | None = None
         self._once = images.Once()
+        self._inputs = Inputs(data, self._vocabulary, exif, self._once)
         self._program = jax.jit(self._shown)
         self._inside = jax.jit(functools.partial(explain.inside, graph))
 
@@ -147,7 +124,7 @@ class Model:
         top: int = 100,
         task: str | None = None,
         **options: Any,
-    ) -> Detections | list[Detections] | Iterator[Detections]:
+    ) -> Many[Detections]:
         """The objects in a picture whose score reaches `threshold`, the `top` best at most.
 
         Args:
@@ -156,7 +133,8 @@ class Model:
           options: see `predict`.
         """
         task = task or self._first("objects", ("image",), "detect")
-        return self.predict(task, image=image, threshold=threshold, top=top, **options)
+        found = self.predict(task, image=image, threshold=threshold, top=top, **options)
+        return cast(Many[Detections], found)
 
     def answer(
         self,
@@ -165,13 +143,15 @@ class Model:
         top: int = 5,
         task: str | None = None,
         **options: Any,
-    ) -> Answers | list[Answers] | Iterator[Answers]:
+    ) -> Many[Answers]:
         """The `top` most likely answers to a question about a picture (VQA).
 
         One picture with many questions, or many with one, is fine too.
         """
         task = task or self._first("scores", ("image", "text"), "answer")
-        return self.predict(task, image=image, text=question, top=top, **options)
+        return cast(
+            Many[Answers], self.predict(task, image=image, text=question, top=top, **options)
+        )
 
     def entails(
         self,
@@ -179,10 +159,10 @@ class Model:
         hypothesis: str | Iterable[str],
         task: str | None = None,
         **options: Any,
-    ) -> Answers | list[Answers] | Iterator[Answers]:
+    ) -> Many[Answers]:
         """Whether a picture entails a sentence, contradicts it, or neither (SNLI-VE)."""
         task = task or self._first("label", ("image", "text"), "entails")
-        return self.predict(task, image=image, text=hypothesis, **options)
+        return cast(Many[Answers], self.predict(task, image=image, text=hypothesis, **options))
 
     def classify(
         self,
@@ -190,9 +170,9 @@ class Model:
         text: str | Iterable[str],
         pair: str | Iterable[str] | None = None,
         **options: Any,
-    ) -> Answers | list[Answers] | Iterator[Answers]:
+    ) -> Many[Answers]:
         """The labels of a text, or of two (`pair` is the second): qnli, mnli, qqp, sst2, ..."""
-        return self.predict(task, text=text, text_b=pair, **options)
+        return cast(Many[Answers], self.predict(task, text=text, text_b=pair, **options))
 
     def predict(
         self,
@@ -206,7 +186,7 @@ class Model:
         batch_size: int | None = None,
         progress: bool | None = None,
         errors: Literal["raise", "return"] = "raise",
-    ) -> Result | list[Result] | Iterator[Result]:
+    ) -> Many[Result | ValueError]:
         """Any task of the model.
 
         Args:
@@ -226,18 +206,18 @@ class Model:
           ValueError: no such task, or an input that is missing, too much, or broken.
         """
         spec = self.spec(task)
-        given = dict(image=image, text=text, text_b=text_b)
+        given: dict[str, Any] = dict(image=image, text=text, text_b=text_b)
         self._check(spec, given)
-        many = {name: value for name, value in given.items() if _is_many(name, value)}
-        examples = _examples(given, many)
-        make = self._maker(spec, threshold, top)
+        many = {name: value for name, value in given.items() if inputs.is_many(name, value)}
+        examples = inputs.examples(given, many)
+        read = reader(spec, self.names(task), self.exif, threshold, top)
         if not many:
-            return next(self._stream(spec, examples, make, 1, errors))
+            return next(self._stream(spec, examples, read, 1, errors))
         size = batch_size or self.batch_size
-        results = self._stream(spec, examples, make, size, errors)
+        results = self._stream(spec, examples, read, size, errors)
         lengths = [len(value) for value in many.values() if hasattr(value, "__len__")]
         if len(lengths) < len(many):  # a generator
-            return tqdm(results, desc=task, unit="") if progress else results
+            return iter(tqdm(results, desc=task, unit="")) if progress else results
         if progress or (progress is None and max(lengths) >= LONG):
             results = tqdm(results, desc=task, total=max(lengths), unit="")
         return list(results)
@@ -266,7 +246,7 @@ class Model:
         before = self.compilations
         for task in tasks or self.tasks:
             spec = self.spec(task)
-            for shape, size in itertools.product(self._shapes(spec), (1, self.batch_size)):
+            for shape, size in itertools.product(self._inputs.shapes(spec), (1, self.batch_size)):
                 pixels = np.zeros((8, 8, 3), np.uint8) if spec.has_image else None
                 tokens = (np.zeros(2, np.int32), 2) if spec.has_text else None
                 ready = Ready(shape, "", (8, 8), pixels, tokens)
@@ -276,7 +256,7 @@ class Model:
     @property
     def compilations(self) -> int:
         """How many programs were compiled so far."""
-        return self._program._cache_size()
+        return cast(Any, self._program)._cache_size()
 
     # ---- From examples to batches ----------------------------------------------------------------
 
@@ -302,30 +282,6 @@ class Model:
                 "load(..., data_dir=DIR) takes it from prepared data"
             )
 
-    def _shapes(self, spec: TaskSpec) -> list[tuple[int, ...]]:
-        """The shapes that examples are padded to, but for odd pictures."""
-        pictures = batching.sort_buckets(self.data.buckets)
-        if spec.has_image:
-            return [(*b, spec.max_tokens) if spec.has_text else tuple(b) for b in pictures]
-        return [tuple(b) for b in batching.text_buckets(spec.max_tokens, self.data)]
-
-    def _prepare(self, spec: TaskSpec, example: Example) -> Ready:
-        """Reads, resizes and tokenises one example."""
-        picture, pixels, tokens, shape = None, None, None, ()
-        if spec.has_image:
-            picture = images.read(example.image, exif=self.exif, once=self._once)
-            pixels = resized(spec, picture.pixels, self.data)
-            shape = bucket_for(pixels.shape[:2], self.data)
-        if spec.has_text:
-            tokens = self.encode(spec, [example.text], [example.text_b])[0]
-            if spec.has_image:
-                shape = (*shape, spec.max_tokens)
-            else:
-                fits = batching.text_buckets(spec.max_tokens, self.data)
-                shape = next(tuple(b) for b in fits if b[0] >= len(tokens[0]))
-        size = picture.size if picture else None
-        return Ready(shape, picture.name if picture else "", size, pixels, tokens)
-
     def ready(
         self,
         task: str,
@@ -334,40 +290,17 @@ class Model:
         text_b: str | None = None,
     ) -> Ready:
         """One example as the model takes it."""
-        return self._prepare(self.spec(task), Example(image, text or "", text_b or ""))
+        return self._inputs.prepare(self.spec(task), Example(image, text or "", text_b or ""))
 
-    def inside(self, batch: Batch) -> dict[str, jax.Array]:
-        """Attention weights of a batch; see `explain.inside`."""
+    def inside(self, task: str, ready: Ready) -> dict[str, jax.Array]:
+        """Attention weights of one example; see `explain.inside`."""
+        batch = self._inputs.batch(self.spec(task), [ready], self.mesh.size)
         return self._inside(self.params, self.statistics, batch)
-
-    def encode(
-        self, spec: TaskSpec, first: Sequence[str], second: Sequence[str]
-    ) -> list[tuple[np.ndarray, int]]:
-        """Token ids of texts and how many of each belong to the first text."""
-        if self._tokenizer is None:
-            self._tokenizer = Tokenizer(self._vocabulary)
-        return self._tokenizer.encode(first, second, spec.max_tokens)
-
-    def batch(self, spec: TaskSpec, ready: Sequence[Ready], size: int) -> Batch:
-        """Examples of one shape as a batch of `size`; the first one fills up."""
-        rows = [*ready, *[ready[0]] * (size - len(ready))]
-        fields: dict[str, Any] = {}
-        shape = ready[0].shape
-        if spec.has_image:
-            fields["images"], fields["image_sizes"] = batching.pad_images(
-                [row.pixels for row in rows], shape[:2]
-            )
-        if spec.has_text:
-            fields["input_ids"], fields["token_mask"], fields["segment_ids"] = batching.pad_texts(
-                [row.tokens for row in rows], shape[-1]
-            )
-        index = np.where(np.arange(size) < len(ready), np.arange(size), -1).astype(np.int32)
-        return Batch(task=spec.name, index=index, **fields)
 
     def _run(self, spec: TaskSpec, ready: Sequence[Ready], size: int) -> dict[str, jax.Array]:
         parts = self.mesh.size
         size = -(-size // parts) * parts
-        on_device = partitioning.to_devices(self.batch(spec, ready, size), self.mesh)
+        on_device = partitioning.to_devices(self._inputs.batch(spec, ready, size), self.mesh)
         return self._program(self.params, self.statistics, on_device)
 
     def _shown(self, params: Flat, statistics: Flat, batch: Batch) -> dict[str, jax.Array]:
@@ -381,147 +314,35 @@ class Model:
         self,
         spec: TaskSpec,
         examples: Iterator[Example],
-        make: Callable[[Example, Ready, dict[str, np.ndarray]], Result],
+        read: Callable[[Example, Ready, dict[str, np.ndarray]], Result],
         size: int,
         errors: str,
-    ) -> Iterator[Result]:
+    ) -> Iterator[Result | ValueError]:
         """Results in the order of the examples; those of one shape share a batch."""
 
         def prepare(example: Example) -> Ready | ValueError:
             try:
-                return self._prepare(spec, example)
+                return self._inputs.prepare(spec, example)
             except ValueError as error:
                 return error
 
         with ThreadPoolExecutor(min(size, 4)) as threads:
             while window := list(itertools.islice(examples, size * AHEAD)):
                 done = list(threads.map(prepare, window)) if size > 1 else [*map(prepare, window)]
-                by_shape: dict[tuple[int, ...], list[int]] = {}
+                by_shape: dict[tuple[int, ...], list[tuple[int, Ready]]] = {}
+                results: dict[int, Result | ValueError] = {}
                 for position, ready in enumerate(done):
                     if isinstance(ready, Ready):
-                        by_shape.setdefault(ready.shape, []).append(position)
+                        by_shape.setdefault(ready.shape, []).append((position, ready))
                     elif errors == "raise":
                         raise ready
-                found: dict[int, dict[str, np.ndarray]] = {}
-                for positions in by_shape.values():
-                    for start in range(0, len(positions), size):
-                        part = positions[start : start + size]
-                        arrays = jax.device_get(self._run(spec, [done[p] for p in part], size))
-                        for row, position in enumerate(part):
-                            found[position] = {name: x[row] for name, x in arrays.items()}
-                for position, example in enumerate(window):
-                    ready = done[position]
-                    yield make(example, ready, found[position]) if position in found else ready
-
-    # ---- From arrays to results ------------------------------------------------------------------
-
-    def _maker(self, spec: TaskSpec, threshold: float, top: int | None) -> Callable[..., Result]:
-        names = self.names(spec.name)
-
-        def make(example: Example, ready: Ready, found: dict[str, np.ndarray]) -> Result:
-            asked = dict(
-                task=spec.name,
-                image=ready.name,
-                text=example.text,
-                text_b=example.text_b,
-                source=example.image,
-                exif=self.exif,
-            )
-            if "boxes_cxcywh" in found:
-                kept = _detections(found, ready.size, names, threshold, 100 if top is None else top)
-                return Detections(**asked, detections=kept, size=ready.size)
-            if "scores" in found:
-                return Answers(**asked, answers=_answers(found, names, top))
-            said = room(spec).said(found, names)
-            return Answers(**asked, answers=(Answer(said, 1.0, -1),))
-
-        return make
-
-
-def resized(spec: TaskSpec, pixels: np.ndarray, data: DataSettings) -> np.ndarray:
-    """The picture at the size that the model sees, as in evaluation."""
-    height, width = pixels.shape[:2]
-    plan = transforms.plan(spec.transforms, np.asarray([height]), np.asarray([width]), data)
-    return transforms.apply(pixels, plan, 0)[0]
-
-
-def bucket_for(size: Sequence[int], data: DataSettings) -> tuple[int, int]:
-    """The bucket that pads a picture least; for odd ones its sides rounded up to quarters of
-    `eval_max_side`, so that few shapes arise."""
-    buckets = batching.sort_buckets(data.buckets)
-    number = int(batching.choose_bucket(np.asarray([size]), buckets)[0])
-    if number >= 0:
-        return tuple(buckets[number])
-    quarter = -(-data.eval_max_side // 4)
-    return tuple(-(-side // quarter) * quarter for side in size)
-
-
-def _is_many(name: str, value: Any) -> bool:
-    if value is None or (isinstance(value, str) or (name == "image" and images.is_source(value))):
-        return False
-    if not isinstance(value, Iterable):
-        raise ValueError(f"{name}: {type(value).__name__} is neither one nor a list of them")
-    return True
-
-
-def _examples(given: Mapping[str, Any], many: Mapping[str, Iterable]) -> Iterator[Example]:
-    """One example per entry of the lists; single values are repeated."""
-    single = {
-        name: None if name == "image" and value is None else value or ""
-        for name, value in given.items()
-        if name not in many and (name != "image" or value is None)
-    }
-    if "image" not in many and given["image"] is not None:
-        single["image"] = given["image"]
-    if not many:
-        yield _example(single)
-        return
-    lengths = {name: len(value) for name, value in many.items() if hasattr(value, "__len__")}
-    if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{length} of {name}" for name, length in lengths.items())
-        raise ValueError(f"lists of different lengths: {told}")
-    for values in zip(*many.values(), strict=True):
-        yield _example({**single, **dict(zip(many, values, strict=True))})
-
-
-def _example(values: Mapping[str, Any]) -> Example:
-    for name in ("text", "text_b"):
-        if not isinstance(values[name], str):
-            raise ValueError(f"{name}: {type(values[name]).__name__} is no text")
-    return Example(**values)
-
-
-def _detections(
-    found: dict[str, np.ndarray],
-    size: tuple[int, int],
-    names: Names,
-    threshold: float,
-    top: int,
-) -> tuple[Detection, ...]:
-    one = metrics.post_process({k: v[None] for k, v in found.items()}, np.asarray([size]))[0]
-    order = np.argsort(-one["scores"], kind="stable")
-    order = order[one["scores"][order] >= threshold][:top]
-    attributes = one.get("attr_labels")
-    return tuple(
-        Detection(
-            label=names.label(int(one["labels"][k])),
-            score=float(one["scores"][k]),
-            box_xyxy=tuple(map(float, one["boxes"][k])),
-            label_id=int(one["labels"][k]),
-            attribute=_attribute(names, int(attributes[k])) if attributes is not None else None,
-            query=int(k),
-        )
-        for k in order
-    )
-
-
-def _attribute(names: Names, number: int) -> str | None:
-    return (names.attributes[number] or None) if number < len(names.attributes) else str(number)
-
-
-def _answers(found: dict[str, np.ndarray], names: Names, top: int | None) -> tuple[Answer, ...]:
-    scores, best = found["scores"], int(found["labels"])
-    # Equal scores: what evaluation calls the best goes first.
-    order = np.lexsort((np.arange(len(scores)) != best, -scores))
-    order = order[scores[order] >= 0][:top]
-    return tuple(Answer(names.label(int(k)), float(scores[k]), int(k)) for k in order)
+                    else:
+                        results[position] = ready
+                for alike in by_shape.values():
+                    for start in range(0, len(alike), size):
+                        part = alike[start : start + size]
+                        arrays = jax.device_get(self._run(spec, [one for _, one in part], size))
+                        for row, (position, ready) in enumerate(part):
+                            found = {name: x[row] for name, x in arrays.items()}
+                            results[position] = read(window[position], ready, found)
+                yield from (results[position] for position in range(len(window)))

@@ -85,6 +85,10 @@ class _Result(Sequence):
     def _entries(self) -> tuple:
         raise NotImplementedError
 
+    def to_dict(self) -> dict[str, Any]:
+        """What was given and what came out, as JSON takes it."""
+        raise NotImplementedError
+
     def __len__(self) -> int:
         return len(self._entries())
 
@@ -111,6 +115,17 @@ class _Result(Sequence):
     def picture(self) -> UInt8[np.ndarray, "height width 3"] | None:
         """The picture's pixels; None where there was none."""
         return None if self.source is None else images.read(self.source, exif=self.exif).pixels
+
+    def needed_picture(self) -> UInt8[np.ndarray, "height width 3"]:
+        """The picture's pixels.
+
+        Raises:
+          ValueError: there was none.
+        """
+        pixels = self.picture()
+        if pixels is None:
+            raise ValueError(f"{self.task}: there is no picture")
+        return pixels
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -169,7 +184,7 @@ class Detections(_Result):
           width: of the drawing in pixels; 0 = the picture's, but at least 480.
         """
         boxes = [(one.box_xyxy, f"{one.name} {one.score:.2f}", one.label_id) for one in self]
-        return drawing.boxes(self.picture(), boxes, width)
+        return drawing.boxes(self.needed_picture(), boxes, width)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -211,8 +226,11 @@ class Answers(_Result):
         return drawing.answers(self.picture(), texts, bars, width)
 
 
+Result = Detections | Answers
+
+
 def _flat(entry: Detection | Answer) -> dict[str, Any]:
-    values = {**entry.to_dict(), "label_id": entry.label_id}
+    values: dict[str, Any] = {**entry.to_dict(), "label_id": entry.label_id}
     if isinstance(entry, Detection):
         values |= dict(zip(("x0", "y0", "x1", "y1"), values.pop("box_xyxy"), strict=True))
     return values

@@ -75,8 +75,7 @@ def _images(settings: Settings, data: PreparedData) -> tuple[Settings, list[str]
 
 
 def _size(data: PreparedData, task: str, split: str) -> tuple[np.ndarray, np.ndarray]:
-    examples = data.split(task, split)
-    return examples.height, examples.width
+    return data.split(task, split).sizes
 
 
 def _short_side(median: float) -> int:

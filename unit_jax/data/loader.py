@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import grain
 import jax
@@ -122,7 +122,7 @@ def check(settings: Settings, data: PreparedData, splits: Sequence[tuple[str, st
         spec, split = settings.tasks[name], data.split(name, split_name)
         where, training = f"{name} ({split_name})", split_name == "train"
         if spec.has_image:
-            sizes = split.height, split.width
+            sizes = split.sizes
             checks = [
                 functools.partial(
                     batching.check_buckets, where, spec.transforms, *sizes, settings.data, training
@@ -164,7 +164,7 @@ class Batches(Iterator[Batch]):
             flags.FLAGS.mark_as_parsed()
         self._iterator = self._open()
 
-    def _open(self) -> Iterator[Batch]:
+    def _open(self) -> grain.DatasetIterator[Batch]:
         """The batches that were not given yet."""
         settings, workers = self._settings, self._workers
         threads = min(settings.num_threads, settings.prefetch)
@@ -253,6 +253,7 @@ def _start_worker(index: int, count: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
+    assert parent is not None  # a worker has one
 
     def end_with_parent():
         parent.join()
@@ -284,8 +285,8 @@ class _Source:
         plan = self._plan(self._steps[position])
         return f"{plan.task}, rows {', '.join(map(str, plan.rows[:8]))}, ..."
 
-    def __getitem__(self, position: int) -> Batch:
-        plan = self._plan(self._steps[position])
+    def __getitem__(self, index: SupportsIndex) -> Batch:
+        plan = self._plan(self._steps[index])
         return self._readers[plan.task].batch(plan.part(self._places), fallback=plan.rows[0])
 
 
@@ -358,11 +359,11 @@ class _Reader:
         """The images of examples, transformed, and their targets, moved with them."""
         split = self._split
         plan = transforms.plan(
-            self._spec.transforms, split.height[rows], split.width[rows], self._settings, seeds
+            self._spec.transforms, *(sides[rows] for sides in split.sizes), self._settings, seeds
         )
         images, moved = [], []
         for i, row in enumerate(rows):
-            key = int(split.image_row[row])
+            key = int(split.places[row])
             pixels = self._pixels.get_or(key, functools.partial(self._decode, int(row)))
             image, moves = transforms.apply(pixels, plan, i)
             images.append(image)
@@ -371,7 +372,7 @@ class _Reader:
         return images, None if targets is None else moved
 
     def _decode(self, row: int) -> np.ndarray:
-        expected = int(self._split.height[row]), int(self._split.width[row])
+        expected = tuple(int(sides[row]) for sides in self._split.sizes)
         try:
             pixels = transforms.decode(self._split.image(row))
             if pixels.shape[:2] != expected:
@@ -391,7 +392,7 @@ class _Reader:
         fresh = {
             row: self._answer(row, record) for row, record in zip(missing, records, strict=True)
         }
-        if self._spec.has_text:
+        if self._tokenizer is not None and self._spec.has_text:
             first = [record["text"] for record in records]
             second = [record["text_b"] for record in records]
             encoded = self._tokenizer.encode(first, second, self._spec.max_tokens)
@@ -419,8 +420,9 @@ class _Reader:
 
 
 def _decoded_bytes(split: Split) -> int:
-    _, first = np.unique(split.image_row, return_index=True)
-    return 3 * int((split.height[first].astype(np.int64) * split.width[first]).sum())
+    _, first = np.unique(split.places, return_index=True)
+    height, width = split.sizes
+    return 3 * int((height[first].astype(np.int64) * width[first]).sum())
 
 
 def _examples(split: Split, repeat_rare: float = 0.0) -> Examples:

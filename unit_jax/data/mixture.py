@@ -58,6 +58,17 @@ class Examples:
     tokens: Int[np.ndarray, "examples"] | None = None
     times: Float[np.ndarray, "examples"] | None = None
 
+    @property
+    def sizes(self) -> tuple[Int[np.ndarray, "examples"], Int[np.ndarray, "examples"]]:
+        """(heights, widths) of the images.
+
+        Raises:
+          ValueError: there are none.
+        """
+        if self.height is None or self.width is None:
+            raise ValueError("these examples have no images")
+        return self.height, self.width
+
     def take(self, rows: Int[np.ndarray, "rows"]) -> "Examples":
         """Some of them, in another order or repeated."""
         arrays = (self.height, self.width, self.tokens, self.times)
@@ -179,9 +190,7 @@ def padded_sizes(
       seeds: of the augmentation; None = evaluation.
     """
     if spec.has_image:
-        return transforms.plan(
-            spec.transforms, examples.height, examples.width, settings, seeds
-        ).size
+        return transforms.plan(spec.transforms, *examples.sizes, settings, seeds).size
     if examples.tokens is None:
         return np.full((examples.count, 1), spec.max_tokens)
     return np.minimum(examples.tokens, spec.max_tokens)[:, None]
@@ -193,9 +202,7 @@ def possible_sizes(
     """All that buckets must hold of these examples, under any augmentation."""
     if not spec.has_image:
         return padded_sizes(spec, examples, settings)
-    return transforms.possible_sizes(
-        spec.transforms, examples.height, examples.width, settings, training
-    )
+    return transforms.possible_sizes(spec.transforms, *examples.sizes, settings, training)
 
 
 def possible_buckets(

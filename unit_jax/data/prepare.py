@@ -13,7 +13,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -185,6 +185,25 @@ def _check_files(
         )
 
 
+class Dataset(Protocol):
+    """What the writer needs to know of what it writes."""
+
+    @property
+    def name(self) -> str:
+        """Of the data set or image store."""
+
+    @property
+    def version(self) -> str:
+        """Of its format; data of another one are prepared again."""
+
+
+class Named(NamedTuple):
+    """A `Dataset` that is nothing but its name and version."""
+
+    name: str
+    version: str
+
+
 class Writer:
     """Writes data sets into a data folder and keeps its manifest."""
 
@@ -249,7 +268,8 @@ class Writer:
 
     def write_task(self, task: base.RecordSource):
         """Reads and writes one data set."""
-        store, facts = None, {"has_text": task.has_text}
+        store: base.ImageIndex | None = None
+        facts: dict[str, Any] = {"has_text": task.has_text}
         if task.image_family:
             family = images.family_of(task).name
             entry = self.manifest["datasets"][family]
@@ -341,7 +361,7 @@ class Writer:
 
     def finish(
         self,
-        dataset: base.RecordSource | images.Family,
+        dataset: Dataset,
         folder: pathlib.Path,
         splits: Mapping[str, Mapping[str, Any]],
         arrays: Mapping[str, Mapping[str, np.ndarray]],
@@ -349,7 +369,7 @@ class Writer:
     ):
         """Adds the index, checks what was written, and moves it to its place."""
         for split, entry in splits.items():
-            np.savez(folder / f"index-{split}.npz", **arrays[split])
+            np.savez(folder / f"index-{split}.npz", **dict[str, Any](arrays[split]))
             _check_written(dataset.name, folder, split, entry["count"], arrays[split])
         entry = {
             "version": dataset.version,

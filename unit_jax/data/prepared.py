@@ -98,7 +98,7 @@ class Records:
         if self._source is None:
             with self._lock:
                 if self._source is None:
-                    builder = tfds.builder_from_directory(self._directory)
+                    builder: Any = tfds.builder_from_directory(self._directory)
                     has_image = "image" in builder.info.features
                     decoders = {"image": tfds.decode.SkipDecoding()} if has_image else None
                     self._source = builder.as_data_source(self._split, decoders=decoders)
@@ -139,11 +139,33 @@ class Split:
         """Record `row` in the schema of `records`."""
         return records.as_read(self.records[row], row)
 
+    @property
+    def sizes(self) -> tuple[Int[np.ndarray, "examples"], Int[np.ndarray, "examples"]]:
+        """(heights, widths) of the images as stored, in pixels.
+
+        Raises:
+          ValueError: the split has no images.
+        """
+        if self.height is None or self.width is None:
+            raise ValueError(f"{self.task} has no images")
+        return self.height, self.width
+
+    @property
+    def places(self) -> Int[np.ndarray, "examples"]:
+        """`image_row` of a split with images.
+
+        Raises:
+          ValueError: the split has no images.
+        """
+        if self.image_row is None:
+            raise ValueError(f"{self.task} has no images")
+        return self.image_row
+
     def image(self, row: int) -> bytes:
         """Encoded image (JPEG, PNG, ...) of example `row`."""
         if self.images is None:
             raise ValueError(f"{self.task} has no images")
-        return self.images[int(self.image_row[row])]["image"]
+        return self.images[int(self.places[row])]["image"]
 
 
 class PreparedData:
@@ -368,7 +390,7 @@ def has_text(entry: Mapping[str, Any]) -> bool:
     return entry.get("has_text", entry.get("kind") in ("vision_language", "language"))
 
 
-def dataset_faults(data_dir: pathlib.Path, manifest: dict, name: str) -> list[str]:
+def dataset_faults(data_dir: pathlib.Path, manifest: Mapping[str, Any], name: str) -> list[str]:
     """What is wrong with the files of a data set (or image store) that the manifest lists."""
     datasets = manifest["datasets"]
     entry = datasets[name]

@@ -38,11 +38,11 @@ def input_shapes(spec: TaskSpec, bucket: Bucket, examples: int, mesh) -> Batch:
     return batch
 
 
-def _arrays(examples: int, mesh) -> Callable[..., jax.ShapeDtypeStruct]:
+def _arrays(examples: int, mesh) -> Callable[..., Any]:
     """array(*shape of an example, dtype=int32): a batch's, split over the mesh."""
     sharding = partitioning.split_over_batch(mesh)
 
-    def array(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+    def array(*shape: int, dtype: Any = np.int32) -> Any:
         return jax.ShapeDtypeStruct((examples, *shape), dtype, sharding=sharding)
 
     return array

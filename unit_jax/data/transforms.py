@@ -136,7 +136,8 @@ def possible_sizes(
     """
     originals = np.unique(np.stack([height, width], -1).astype(np.int64), axis=0)
     if style == "resize" or not training:
-        return np.unique(plan(style, *originals.T, settings).size, axis=0)
+        height, width = originals.T
+        return np.unique(plan(style, height, width, settings).size, axis=0)
     sources = [originals]
     if settings.crop_probability > 0:
         for short_side in settings.crop_short_sides:

@@ -169,6 +169,7 @@ def draw_scene(
     tiny: list[Thing] = []
     if crowd:
         spot = _place(chooser, room, round(0.45 * short_side), taken)
+        assert spot is not None  # nothing is taken yet
         tiny = _draw_crowd(chooser, *spot)
         taken.append(spot)
     things: list[Thing] = []
@@ -289,7 +290,7 @@ def _patch(thing: Thing) -> tuple[slice, slice]:
 def _coverage(thing: Thing, *, edge: bool = False) -> Float[np.ndarray, "side side"]:
     """Share of each pixel of the thing's square that it (or the line around it) covers."""
     scale = _SUPERSAMPLING
-    canvas = Image.new("L", (thing.side * scale,) * 2)
+    canvas = Image.new("L", (thing.side * scale, thing.side * scale))
     pen = ImageDraw.Draw(canvas)
     points = (outline(thing) - (thing.left, thing.top)) * scale - 0.5
     halves = np.split(points, 2) if thing.shape == "ring" else [points]
@@ -311,7 +312,7 @@ def render(scene: Scene) -> UInt8[np.ndarray, "height width 3"]:
         coverage = _coverage(thing)[..., None]
         paint = _paint(thing, noise)
         line = _coverage(thing, edge=True)[..., None]
-        paint = paint + line * (0.62 * np.float32(COLORS[thing.color][0]) - paint)
+        paint = paint + line * (0.62 * np.asarray(COLORS[thing.color][0], np.float32) - paint)
         pixels[rows, columns] += coverage * (paint - pixels[rows, columns])
     if scene.curtain:
         left, top, right, bottom = scene.curtain
@@ -344,7 +345,7 @@ def _background(scene: Scene, noise: np.random.Generator) -> Float[np.ndarray, "
 
 def _paint(thing: Thing, noise: np.random.Generator) -> Float[np.ndarray, "side side 3"]:
     """The thing's colour and texture over its square, with a slight shift of the colour."""
-    color, accent = (np.float32(rgb) for rgb in COLORS[thing.color])
+    color, accent = (np.asarray(rgb, np.float32) for rgb in COLORS[thing.color])
     color = color + noise.uniform(-10, 10, 3).astype(np.float32)
     pixels = np.broadcast_to(color, (thing.side, thing.side, 3))
     if thing.texture == "plain":

@@ -102,7 +102,8 @@ def _draw_table(axes: Axes, task: str, analysis: Analysis) -> None:
     totals = analysis.confusion[kept].sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for (y, x), share in np.ndenumerate(shares):
+    for y, x in np.ndindex(shares.shape):
+        share = float(shares[y, x])
         if round(100 * share):
             axes.text(x, y, f"{100 * share:.0f}", ha="center", va="center", size=7,
                       color="white" if share > 0.6 else INK)  # fmt: skip

@@ -51,10 +51,9 @@ def predict_split(
         for batch in batches:
             batch = batch.replace(targets=None)
             if exchange_images:
-                others = _other_images(examples.image_row[np.asarray(batch.index)], random)
-                batch = batch.replace(
-                    images=batch.images[others], image_sizes=batch.image_sizes[others]
-                )
+                others = _other_images(examples.places[np.asarray(batch.index)], random)
+                images, sizes = map(np.asarray, (batch.images, batch.image_sizes))
+                batch = batch.replace(images=images[others], image_sizes=sizes[others])
                 batch = jax.tree.map(lambda x: x[own], batch)
             answers = jax.device_get(predictor(partitioning.to_devices(batch, run.mesh)))
             index = answers.pop("index")

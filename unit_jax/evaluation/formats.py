@@ -176,7 +176,7 @@ class _OneEach(Format):
             if type(name) is not self.id_type and (known is None or self.id_type is str):
                 faults.add(f"{self.id_key} is no {self.id_type.__name__}", where)
                 continue
-            if self.id_type is int and type(name) is not int and all(map(_is_number, known)):
+            if self.id_type is int and type(name) is not int and all(map(_is_number, known or ())):
                 faults.add(f"{self.id_key} is no int", where)
                 continue
             seen[str(name)] += 1

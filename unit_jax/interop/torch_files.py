@@ -18,8 +18,9 @@ import struct
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Container, Generator, Iterator, Mapping
+from collections.abc import Container, Generator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,7 @@ def read(path: str | os.PathLike) -> Any:
 
 
 @contextlib.contextmanager
-def _on_disk(path: epath.Path) -> Iterator[Path]:
+def _on_disk(path: epath.Path) -> Generator[Path]:
     """The file itself, or a temporary copy of one in a bucket."""
     if not paths.is_remote(path):
         yield Path(path)
@@ -271,8 +272,10 @@ def _tar_member(path: Path) -> Generator[Path]:
             if member.isfile() and member.name.endswith(_SUFFIXES):
                 found.append(member.name)
                 target = Path(folder, "checkpoint" + Path(member.name).suffix)
+                content = archive.extractfile(member)
+                assert content is not None  # a file has some
                 with open(target, "wb") as file:
-                    shutil.copyfileobj(archive.extractfile(member), file)
+                    shutil.copyfileobj(content, file)
         if len(found) != 1:
             raise ValueError(f"the tar should hold one checkpoint, has: {', '.join(found) or '-'}")
         while read := len(archive.fileobj.read(1 << 20)):
@@ -291,7 +294,9 @@ def _limit(path: Path) -> int:
 
 
 def save_safetensors(
-    path: str | os.PathLike, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] = ()
+    path: str | os.PathLike,
+    arrays: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Writes arrays to a .safetensors file, all of it or nothing.
 

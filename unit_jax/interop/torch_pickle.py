@@ -13,7 +13,7 @@ import pickletools
 import re
 import reprlib
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import ml_dtypes
 import numpy as np
@@ -98,7 +98,8 @@ class Machine:
             items, stack = stack, marks.pop()
             return items
 
-        for opcode, value, _ in pickletools.genops(file):
+        for opcode, argument, _ in pickletools.genops(file):
+            value = cast(Any, argument)  # its type goes with the opcode
             budget.spend(1)
             match opcode.name:
                 case "PROTO" | "FRAME":

@@ -220,8 +220,10 @@ def _pairs(path, old, new, donors, source: Source, model: Model, told: list, lin
     return None
 
 
-def _class_pairs(path, old, new, donors, source: Source, model: Model, told: list):
-    layer = next(filter(None, _CLASSES.fullmatch(path).groups()))
+def _class_pairs(path: str, old, new, donors, source: Source, model: Model, told: list):
+    parts = _CLASSES.fullmatch(path)
+    assert parts is not None  # as it did before
+    layer = next(filter(None, parts.groups()))
     axis = 0 if layer == "attributes" else new.ndim - 1
     objects = layer != "labels"
     task = task_of(path)

@@ -5,7 +5,7 @@ optimiser rules, sharding rules and weight conversion.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
@@ -32,9 +32,9 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, Flat, Flat]:
     return graph, _flatten(params), _flatten(rest)
 
 
-def merge(graph: nnx.GraphDef, params: Mapping[str, Array], rest: Mapping[str, Array]):
+def merge(graph: nnx.GraphDef, params: Mapping[str, Any], rest: Mapping[str, Any]):
     """The module again; pure, so it may be called under jit."""
-    leaves: dict[tuple[str | int, ...], nnx.Variable]
+    leaves: dict[tuple[Any, ...], nnx.Variable]
     leaves = {_path(name): nnx.Param(value) for name, value in params.items()}
     leaves |= {_path(name): nnx.Variable(value) for name, value in rest.items()}
     return nnx.merge(graph, nnx.from_flat_state(leaves))

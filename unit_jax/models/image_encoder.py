@@ -1,5 +1,6 @@
 """The image encoder: backbone features to memory for the decoder."""
 
+import functools
 import math
 
 import jax
@@ -48,9 +49,11 @@ class ImageEncoder(nnx.Module):
         self.norm = LayerNorm(own.width) if settings.pre_norm else None
         self.task_embedding = normal(rngs, own.task_rows, own.width) if own.task_embedding else None
         projects = own.width != settings.decoder.width
-        into = dict(inputs=own.width, outputs=settings.decoder.width, kernel_init=xavier)
-        self.memory_projection = Linear(**into, rngs=rngs) if projects else None
-        self.position_projection = Linear(**into, rngs=rngs) if projects else None
+        projection = functools.partial(
+            Linear, own.width, settings.decoder.width, rngs=rngs, kernel_init=xavier
+        )
+        self.memory_projection = projection() if projects else None
+        self.position_projection = projection() if projects else None
         self.width = own.width
         self.residual = own.residual
         self.recompute_layers = settings.rematerialise != "nothing"
@@ -71,7 +74,7 @@ class ImageEncoder(nnx.Module):
         y = split_examples(y[:, y.shape[1] - x.shape[1] :])  # without the task token
         if self.residual:
             y = x + y
-        if self.memory_projection is not None:
+        if self.memory_projection is not None and self.position_projection is not None:
             y, positions = self.memory_projection(y), self.position_projection(positions)
         return Memory(y, positions, mask)
 

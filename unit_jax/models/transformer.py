@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +84,8 @@ def recomputed(function: Callable, wanted: bool) -> Callable:
 
 def through_layers(
     layers: nnx.List,
-    x: Float[Array, "batch tokens width"],
-    call: Callable[[nnx.Module, Array, Keys], Array],
+    x: Float[Array, "batch tokens width"] | None,
+    call: Callable[[Any, Any, Keys], Array],
     keys: Keys,
     *,
     recompute: bool,
@@ -101,10 +101,10 @@ def through_layers(
     graphs, states = zip(*(nnx.split(layer) for layer in layers), strict=True)
     layer_keys = [keys() for _ in layers]
 
-    def step(x: Array, state: nnx.State, key: Array | None) -> Array:
+    def apply(x: Array | None, state: nnx.State, key: Array | None) -> Array:
         return call(nnx.merge(graphs[0], state), x, Keys(key))
 
-    step = recomputed(step, recompute)
+    step = recomputed(apply, recompute)
     if scan:
         stack = lambda *leaves: jnp.stack(leaves)  # noqa: E731
 
@@ -113,12 +113,13 @@ def through_layers(
             return x, x
 
         inputs = jax.tree.map(stack, *states), jax.tree.map(stack, *layer_keys)
+        assert x is not None  # a loop starts from an array
         return jax.lax.scan(body, x, inputs)
     outputs = []
     for state, key in zip(states, layer_keys, strict=True):
         x = keep(step(x, state, key), LAYER)
         outputs.append(x)
-    return x, jnp.stack(outputs)
+    return outputs[-1], jnp.stack(outputs)
 
 
 class Linear(nnx.Module):
@@ -204,11 +205,11 @@ class Attention(nnx.Module):
     ):
         if width % heads:
             raise ValueError(f"width {width} cannot be split into {heads} attention heads")
-        projection = dict(rngs=rngs, zero_bias=True)
-        self.query = Linear(width, width, kernel_init=in_init, **projection)
-        self.key = Linear(width, width, kernel_init=in_init, **projection)
-        self.value = Linear(width, width, kernel_init=in_init, **projection)
-        self.out = Linear(width, width, kernel_init=out_init, **projection)
+        projection = functools.partial(Linear, width, width, rngs=rngs, zero_bias=True)
+        self.query = projection(kernel_init=in_init)
+        self.key = projection(kernel_init=in_init)
+        self.value = projection(kernel_init=in_init)
+        self.out = projection(kernel_init=out_init)
         self.heads = heads
         self.dropout_rate = dropout_rate
         self.fused = fused
@@ -250,9 +251,9 @@ class FeedForward(nnx.Module):
         kernel_init: Init = torch_default,
         zero_bias: bool = False,
     ):
-        options = dict(rngs=rngs, kernel_init=kernel_init, zero_bias=zero_bias)
-        self.linear1 = Linear(width, hidden, **options)
-        self.linear2 = Linear(hidden, width, **options)
+        linear = functools.partial(Linear, rngs=rngs, kernel_init=kernel_init, zero_bias=zero_bias)
+        self.linear1 = linear(width, hidden)
+        self.linear2 = linear(hidden, width)
         self.activation = activation
         self.dropout_rate = dropout_rate  # between the two
 
@@ -347,9 +348,17 @@ class DecoderLayer(nnx.Module):
         matrix_init: Init = torch_default,
         fused: bool = False,
     ):
-        attention = dict(rngs=rngs, out_init=matrix_init, fused=fused)
-        self.self_attention = Attention(width, heads, attention_dropout_rate, **attention)
-        self.cross_attention = Attention(width, heads, attention_dropout_rate, **attention)
+        attention = functools.partial(
+            Attention,
+            width,
+            heads,
+            attention_dropout_rate,
+            rngs=rngs,
+            out_init=matrix_init,
+            fused=fused,
+        )
+        self.self_attention = attention()
+        self.cross_attention = attention()
         self.feed_forward = FeedForward(
             width, hidden, "relu", dropout_rate, rngs=rngs, kernel_init=matrix_init
         )

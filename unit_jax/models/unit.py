@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from unit_jax.batch import Batch, Outputs
+from unit_jax.batch import AnyArray, Batch, Outputs
 from unit_jax.models import resnet
 from unit_jax.models.decoder import Decoder
 from unit_jax.models.image_encoder import ImageEncoder
@@ -91,13 +91,13 @@ class Unit(nnx.Module):
         task = self._task(batch.task)
         parts = []
         if task.has_image:
-            features, mask = self._part(self.features)(batch.images, batch.image_sizes)
+            features, mask = self._part(self.features)(*batch.pictures)
             features = split_examples(features)
             encode = lambda x, mask: self.image_encoder(x, mask, task.index, keys)  # noqa: E731
             parts.append(self._part(encode)(features, mask))
         if task.has_text:
             encode = lambda *text: self.text_encoder(*text, task.index, task.cls_only, keys)  # noqa: E731
-            parts.append(self._part(encode)(batch.input_ids, batch.token_mask, batch.segment_ids))
+            parts.append(self._part(encode)(*batch.texts))
         return Memory(*(jnp.concatenate(part, axis=1) for part in zip(*parts, strict=True)))
 
     def features(
@@ -115,10 +115,11 @@ class Unit(nnx.Module):
             features, _ = self.backbone(pixels, None)
             return features, shrink_mask(pixel_mask, *features.shape[1:3])
         features, sizes = self.backbone(pixels, image_sizes)
+        assert sizes is not None  # as they were given
         return features, resnet.valid_mask(sizes, *features.shape[1:3])
 
     def calibrate(
-        self, images: UInt8[Array, "batch height width 3"], image_sizes: Int[Array, "batch 2"]
+        self, images: UInt8[AnyArray, "batch height width 3"], image_sizes: Int[AnyArray, "batch 2"]
     ) -> None:
         """Sets the backbone's batch-norm statistics to those of some images, in place.
 
@@ -154,7 +155,7 @@ def normalise(images: UInt8[Array, "... 3"]) -> Float[Array, "... 3"]:
     is off in the last bit. With x64 on, where results are compared in float64, the 256 values that
     a channel can have are looked up as NumPy rounds them.
     """
-    if not jax.config.jax_enable_x64:
+    if jax.dtypes.canonicalize_dtype(float) == jnp.float32:
         return (images.astype(jnp.float32) / np.float32(255) - PIXEL_MEAN) / PIXEL_STD
     values = np.arange(256, dtype=np.float32)[:, None] / np.float32(255)
     values = jnp.asarray((values - PIXEL_MEAN) / PIXEL_STD)

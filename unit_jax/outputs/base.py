@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import jax
 import numpy as np
 import scipy.sparse
 from flax import nnx
@@ -74,6 +75,11 @@ class Crop(NamedTuple):
 Move = Flip | Resize | Crop
 
 
+def shape_of(*shape: int, dtype: Any) -> Any:
+    """What stands for an array of targets where only shapes matter."""
+    return jax.ShapeDtypeStruct(shape, dtype)
+
+
 class Examples(Protocol):
     """A split: its records by row."""
 
@@ -84,6 +90,10 @@ class Examples(Protocol):
     @property
     def width(self) -> np.ndarray | None:
         """As `height`."""
+
+    @property
+    def sizes(self) -> tuple[np.ndarray, np.ndarray]:
+        """(heights, widths) of the images; ValueError without images."""
 
     @property
     def num_objects(self) -> np.ndarray | None:

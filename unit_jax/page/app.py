@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from unit_jax.api import images
 from unit_jax.api.model import Model
-from unit_jax.api.results import Detections
+from unit_jax.api.results import Answers, Detections
 
 LEAST_SCORE = 0.05  # of a detection that the page is told; its slider does the rest
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".png": "image/png"}
@@ -194,11 +194,10 @@ async def _asked(request: Request, model: Model, limits: Limits) -> dict[str, An
         raise Refused(400, "write a text first")
     if spec.has_image and not content:
         raise Refused(400, "choose a picture first")
-    asked["image"] = None
+    pixels = None
     if spec.has_image:
         pixels = images.read(content, exif=model.exif, max_pixels=limits.pixels).pixels
-        asked["image"] = pixels
-    return asked
+    return {**asked, "image": pixels}
 
 
 def _given(model: Model, asked: dict[str, Any]) -> dict[str, Any]:
@@ -213,6 +212,7 @@ def _given(model: Model, asked: dict[str, Any]) -> dict[str, Any]:
 def _predict(model: Model, asked: dict[str, Any]) -> dict[str, Any]:
     task = asked["task"]
     result = model.predict(task, **_given(model, asked), threshold=LEAST_SCORE, top=100)
+    assert isinstance(result, Detections | Answers)  # of one example
     said = result.to_dict()
     if isinstance(result, Detections):
         for line, one in zip(said["detections"], result, strict=True):

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -69,7 +69,10 @@ class Checkpoints:
         python_logging.getLogger("asyncio").setLevel("CRITICAL")
         sys.excepthook, sys.unraisablehook = _quiet, _quiet_in_native
         self.directory, self._size = epath.Path(directory), 0
-        policies, rank = [preservation_policy.LatestN(max(max_to_keep, 2))], None
+        policies: list[preservation_policy.PreservationPolicy] = [
+            preservation_policy.LatestN(max(max_to_keep, 2))
+        ]
+        rank = None
         if best_metric:
 
             def rank(metrics: Mapping[str, float]) -> float:
@@ -153,7 +156,9 @@ class Checkpoints:
         arrays = {"model": dict(model)} | ({} if optimizer is None else {"optimizer": optimizer})
         metadata = {**metadata, _DIGESTS: {k: digests.of_tree(v) for k, v in arrays.items()}}
         metadata[_CHECKSUM] = _checksum(metadata)
-        items = {name: ocp.args.StandardSave(value) for name, value in arrays.items()}
+        items: dict[str, Any] = {
+            name: ocp.args.StandardSave(value) for name, value in arrays.items()
+        }
         items["metadata"] = ocp.args.JsonSave(metadata)
         self._size = _bytes(arrays)
         with self._writing():
@@ -302,7 +307,7 @@ class Checkpoints:
         return Damaged(f"{told}; others there: {others or 'none'}")
 
     @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _writing(self) -> Generator[None]:
         """What orbax raises of a write, now or in the background, becomes one line."""
         try:
             yield

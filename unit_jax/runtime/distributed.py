@@ -6,6 +6,7 @@ and reports. All functions here do nothing in a run of one process.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import sys
 import traceback
 import uuid
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import jax
@@ -42,8 +43,10 @@ def initialize(settings: DistributedSettings) -> None:
       ValueError: the settings are incomplete, or the processes did not meet.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    options = dict(
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=PATIENCE_SECONDS
+    join = functools.partial(
+        jax.distributed.initialize,
+        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        initialization_timeout=PATIENCE_SECONDS,
     )
     if settings.coordinator:
         if not 0 <= settings.process < settings.processes:
@@ -63,9 +66,7 @@ def initialize(settings: DistributedSettings) -> None:
             rendezvous.meet(
                 settings.coordinator, settings.processes, settings.process, PATIENCE_SECONDS
             )
-            jax.distributed.initialize(
-                settings.coordinator, settings.processes, settings.process, **options
-            )
+            join(settings.coordinator, settings.processes, settings.process)
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"{me} did not meet the others at {settings.coordinator} "
@@ -79,7 +80,7 @@ def initialize(settings: DistributedSettings) -> None:
         return  # one task owns all devices of its node; jax would give it the first alone
     try:
         with warnings.catch_warnings(action="ignore"):  # of clusters whose packages are missing
-            jax.distributed.initialize(**options)
+            join()
     except ValueError:
         if tasks:
             raise
@@ -97,7 +98,7 @@ def any_process(flag: bool) -> bool:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def together() -> Generator[None]:
     """An error on one process is one on all, so that none waits for another.
 
     Raises:
@@ -247,7 +248,7 @@ class LastWords:
 
     def _say(self, **changes: Any) -> None:
         self._line.update(changes)
-        if self._helper is not None:
+        if self._helper is not None and self._helper.stdin is not None:
             self._helper.stdin.write(json.dumps(self._line) + "\n")
             self._helper.stdin.flush()
 

@@ -74,7 +74,8 @@ class Lock:
 
     def __exit__(self, *_) -> None:
         self._done.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         with contextlib.suppress(OSError):
             if (self._read() or {}).get("token") == self._own["token"]:
                 self._path.unlink(missing_ok=True)

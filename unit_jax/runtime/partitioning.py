@@ -104,9 +104,9 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh)
     if len(names) != len(shape):  # no pattern, or a scalar that is kept per parameter
         return PartitionSpec()
     parts: list[tuple[str, ...]] = [() for _ in shape]
-    named = [dimension for dimension, name in enumerate(names) if name]
-    for own in named:
-        axis = MESH_AXES[names[own]]
+    named = {dimension: name for dimension, name in enumerate(names) if name}
+    for own, name in named.items():
+        axis = MESH_AXES[name]
         for dimension in (own, *(other for other in named if other != own)):
             pieces = math.prod(mesh.shape[other] for other in (*parts[dimension], axis))
             if mesh.shape[axis] > 1 and shape[dimension] % pieces == 0:
@@ -253,7 +253,7 @@ def whole(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
-def check_batch_size(name: str, size: int, mesh: Mesh) -> None:
+def check_batch_size(name: str, size: int, mesh: Mesh | AbstractMesh) -> None:
     """Raises ValueError unless the mesh divides a global batch of `size`."""
     parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     if size % parts:
@@ -308,7 +308,7 @@ def _batch_spec(axis: int) -> PartitionSpec:
     return PartitionSpec(*[None] * axis, BATCH_AXES)
 
 
-def _put(x, sharding: NamedSharding) -> jax.Array:
+def _put(x, sharding: jax.sharding.Sharding) -> jax.Array:
     if sharding.is_fully_addressable:
         return jax.device_put(x, sharding)
     x = np.asarray(x)

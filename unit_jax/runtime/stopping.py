@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 
 from unit_jax.runtime import exits
 
@@ -39,7 +39,7 @@ _state = _State()
 
 
 @contextlib.contextmanager
-def handled(doing: str, safe: Callable[[], str] | None = None) -> Iterator[None]:
+def handled(doing: str, safe: Callable[[], str] | None = None) -> Generator[None]:
     """Inside, a request ends the process at once with exit code STOPPED_AT_ONCE and one line.
 
     Args:

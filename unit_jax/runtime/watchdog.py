@@ -49,7 +49,7 @@ class Watchdog:
         now = time.monotonic()
         if self._limit and (now - self._since > 1 or self._doing == "starting"):
             seconds = self._limit + _GRACE_SECONDS
-            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
+            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or 2)
         self._doing, self._since, self._told = doing, now, False
 
     def _watch(self) -> None:
@@ -70,7 +70,7 @@ class Watchdog:
             file=sys.stderr,
             flush=True,
         )
-        faulthandler.dump_traceback(file=sys.__stderr__, all_threads=True)
+        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
 
 
 _current: Watchdog | None = None

@@ -142,7 +142,7 @@ class Images:
             self.val[name] = mixture.padded_sizes(spec, val[name], settings.data)
             weights.append(np.full(train[name].count, settings.ratios[name] / train[name].count))
             for examples, training in ((train[name], True), (val[name], False)):
-                sizes = examples.height, examples.width
+                sizes = examples.sizes
                 possible.append(
                     transforms.possible_sizes(spec.transforms, *sizes, settings.data, training)
                 )

@@ -86,7 +86,7 @@ def make_report(options: argparse.Namespace) -> dict[str, Any]:
     if options.estimate:
         return dict(programs=estimate(settings, chip))
     rows = compile_all(options, settings, show=True)
-    report = dict(
+    report: dict[str, Any] = dict(
         topology=options.topology,
         chips=devices,
         chip=dataclasses.asdict(chip),

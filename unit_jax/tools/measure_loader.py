@@ -17,7 +17,7 @@ import pathlib
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import rich
@@ -56,7 +56,7 @@ def main() -> None:
     show("the whole loader", columns, rates)
 
 
-def show(title: str, columns: list[str], rows: list[tuple[str, ...]]) -> None:
+def show(title: str, columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
     table = rich.table.Table(title=title)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
@@ -114,7 +114,8 @@ def stages(data: PreparedData) -> list[tuple[str, str, str]]:
     split = data.split("coco", "val")
     count = min(64, len(split))
     settings = settings_lib.from_config(unit.values()).data
-    plan = transforms.plan("detr", split.height[:count], split.width[:count], settings)
+    height, width = split.sizes
+    plan = transforms.plan("detr", height[:count], width[:count], settings)
     encoded = [split.image(row) for row in range(count)]
     pixels = transforms.decode(encoded[0])
     resized, _ = transforms.apply(pixels, plan, 0)
@@ -168,7 +169,7 @@ def images_per_second(data: PreparedData, workers: int) -> tuple[float, float]:
     with loader.eval_batches(settings, data, "coco") as batches:
         next(batches)
         start, busy = time.perf_counter(), processor_seconds()
-        count = sum(len(batch.images) for batch in batches)
+        count = sum(batch.size for batch in batches)
         return count / (time.perf_counter() - start), count / (processor_seconds() - busy)
 
 

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from unit_jax import outputs
@@ -39,9 +40,10 @@ def replay(bundle: bundles.Bundle) -> dict[str, Any]:
     )
     mesh = partitioning.make_mesh(settings.mesh, jax.devices()[:1])
     optimizer = optim.Optimizer(settings.optimizer, settings.train.steps)
-    moments = optimizer.init(bundle.params)._replace(step=np.int32(step))
-    state = TrainState(bundle.params, bundle.statistics, moments)
-    state = jax.device_put(state, partitioning.replicated(mesh))
+    everywhere = partitioning.replicated(mesh)
+    params, statistics = jax.device_put((bundle.params, bundle.statistics), everywhere)
+    moments = optimizer.init(params)._replace(step=jnp.asarray(step, jnp.int32))
+    state = TrainState(params, statistics, jax.device_put(moments, everywhere))
     gradients = Gradients(graph, settings, optimizer, mesh)
 
     def run(batch: Batch):
@@ -49,7 +51,7 @@ def replay(bundle: bundles.Bundle) -> dict[str, Any]:
         return jax.device_get((logs, grads))
 
     logs, grads = run(bundle.batch)
-    count = len(bundle.batch.index)
+    count = bundle.batch.size
     alone = [i for i in range(count) if not _is_finite(run(_one(bundle.batch, i)))]
     return {
         "task": task,

@@ -10,6 +10,7 @@ without `--row` those that say most (DEMO below); their figures are compared wit
 """
 
 import argparse
+import pathlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -82,8 +83,7 @@ def command(
     argument = row.demo_argument if demo else row.argument
     config = f"configs/{'demo' if demo else 'unit'}.py{':' if argument else ''}{argument}"
     words = ["python", "-m", "unit_jax.main", f"--config={config}", f"--workdir={runs / row.name}"]
-    data_dir = runs / "data" if demo else data_dir
-    settings = {"data.data_dir": data_dir}
+    settings: dict[str, object] = {"data.data_dir": runs / "data" if demo else data_dir}
     if demo:
         steps = row.demo_steps
         settings |= {
@@ -100,7 +100,7 @@ def command(
 
 def make_demo_data(runs: epath.Path, scale: float) -> None:
     """Generates and prepares the demo world under `runs`, where it is not there yet."""
-    world.generate(runs / "source", world.DemoSettings(scale=scale))
+    world.generate(pathlib.Path(runs / "source"), world.DemoSettings(scale=scale))
     prepare.prepare(runs / "source", runs / "data")
 
 

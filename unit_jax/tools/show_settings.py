@@ -72,14 +72,14 @@ def page() -> str:
     table = _table(TaskSpec, dataclasses.fields(TaskSpec)[1:], "config.tasks.NAME")
     parts.append(f"{TASKS}\n{table}")
     for where, text, cls in _groups(Settings, "config"):
-        table = _table(cls, dataclasses.fields(cls), where)
+        table = _table(cls, fields.fields_of(cls), where)
         parts.append(f"## {where}\n\n{text[0].upper()}{text[1:]}.\n\n{table}")
     return "\n".join(parts)
 
 
 def _groups(cls: type, where: str) -> Iterator[tuple[str, str, type]]:
     """(place, what it is, class) of all groups below a class."""
-    for field in dataclasses.fields(cls):
+    for field in fields.fields_of(cls):
         inner = _group(cls, field)
         if inner:
             place = f"{where}.{field.name}"

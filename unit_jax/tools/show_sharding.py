@@ -13,6 +13,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -88,11 +89,11 @@ def layout(settings: Settings, devices: int | None = None) -> Iterator[str]:
         yield f"{name:{wide}}  {whole:18,} {'':32} {held:16,} {held / whole:8.1%}"
 
 
-def bytes_per_device(leaf: jax.ShapeDtypeStruct) -> int:
+def bytes_per_device(leaf: Any) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
-def spec_text(leaf: jax.ShapeDtypeStruct) -> str:
+def spec_text(leaf: Any) -> str:
     spec: PartitionSpec = leaf.sharding.spec
     parts = [*spec, *[None] * (len(leaf.shape) - len(spec))]
     return " ".join("-" if p is None else p if isinstance(p, str) else "*".join(p) for p in parts)

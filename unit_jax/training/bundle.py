@@ -21,7 +21,6 @@ from unit_jax.batch import Batch
 from unit_jax.data import loader
 from unit_jax.data.shapes import batch_shapes
 from unit_jax.interop import torch_files
-from unit_jax.models.flat import Flat
 from unit_jax.runtime import checkpoints, distributed, partitioning
 from unit_jax.settings import MeshSettings, Settings
 from unit_jax.training.run_log import TooManyBadSteps
@@ -29,6 +28,7 @@ from unit_jax.training.step import TrainState
 
 FILE = "bundle.json"
 _BATCH, _STATE = "batch.npz", "state.safetensors"
+Arrays = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Bundle:
     facts: dict[str, Any]
     settings: Settings
     batch: Batch
-    params: Flat
-    statistics: Flat
+    params: Arrays
+    statistics: Arrays
 
 
 def save(
@@ -101,7 +101,7 @@ def read(folder: epath.PathLike) -> Bundle:
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise ValueError(f"{folder}: the bundle is damaged ({error})") from error
     flat = torch_files.load_state_dict(folder / _STATE)
-    groups: dict[str, Flat] = {"params": {}, "statistics": {}}
+    groups: dict[str, Arrays] = {"params": {}, "statistics": {}}
     for name, array in flat.items():
         group, _, path = name.partition("/")
         groups[group][path] = array

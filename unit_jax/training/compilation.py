@@ -33,7 +33,7 @@ def keep_programs(folder: epath.Path) -> None:
 
     A folder that JAX was told of already (JAX_COMPILATION_CACHE_DIR) stays.
     """
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.read("jax_compilation_cache_dir"):
         jax.config.update("jax_compilation_cache_dir", str(folder))
         compilation_cache.reset_cache()  # else JAX remembers that it had no folder
 
@@ -54,11 +54,11 @@ class Counter:
     def close(self) -> None:
         jax.monitoring.unregister_event_duration_listener(self._on_event)
 
-    def _on_event(self, event: str, seconds: float, **_: Any) -> None:
+    def _on_event(self, event: str, duration_secs: float, **_: Any) -> None:
         if event == _COMPILE_EVENT:
             with self._lock:
                 self.programs += 1
-                self.seconds += seconds
+                self.seconds += duration_secs
 
 
 def all_shapes(settings: Settings) -> list[Shape]:

@@ -127,7 +127,7 @@ def _examples(run: run_lib.Run) -> dict[str, list[tuple[Batch, int]]]:
     with loader.train_batches(run.settings, run.data) as batches:
         for _, batch in zip(range(_SEARCHED), batches, strict=False):
             room = EXAMPLES - len(found[batch.task])
-            found[batch.task] += [(batch, place) for place in range(len(batch.index))][:room]
+            found[batch.task] += [(batch, place) for place in range(batch.size)][:room]
             if all(len(of_task) == EXAMPLES for of_task in found.values()):
                 break
     return found
@@ -153,9 +153,9 @@ def draw(run: run_lib.Run, examples: dict[str, list[tuple[Batch, int]]], path: e
 
 def _example(ax, run: run_lib.Run, task: str, batch: Batch, place: int) -> None:
     names = run.data.names(task)
-    record = run.data.split(task, "train")[int(batch.index[place])]
+    record = run.data.split(task, "train")[int(np.asarray(batch.index)[place])]
     if batch.images is not None:
-        height, width = batch.image_sizes[place]
+        height, width = np.asarray(batch.image_sizes)[place].tolist()
         drawing.show_image(ax, np.asarray(batch.images[place][:height, :width]))
     if isinstance(batch.targets, ObjectTargets):
         for (x, y, w, h), label in boxes(batch.targets, place, height, width):

@@ -3,10 +3,11 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from tqdm import tqdm
 
@@ -147,7 +148,7 @@ def _train(
                 evaluation, keep = None, False
                 if not pending:
                     batch = next(batches)
-                    rows, padding = batch.index, batching.padding_share(batch)
+                    rows, padding = np.asarray(batch.index), batching.padding_share(batch)
                     batch = partitioning.to_devices(batch, run.mesh)
                     with log.program(("train", batch.task, batch.bucket)):
                         state, logs = train_step(state, batch)
@@ -216,7 +217,7 @@ _PENDING = "evaluation_pending"  # in a checkpoint's metadata
 
 
 @contextlib.contextmanager
-def bundle_of(run: run_lib.Run, state: TrainState, workdir: epath.Path) -> Iterator[None]:
+def bundle_of(run: run_lib.Run, state: TrainState, workdir: epath.Path) -> Generator[None]:
     """Too many steps that are not finite: the last of them is left as a bundle."""
     try:
         yield

@@ -14,7 +14,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -117,10 +117,8 @@ class Optimizer:
           step: updates done before this one, so the first update has factor 0. A Python int gives
             a float64 number, a JAX integer a float32 array (float64 with x64).
         """
-        if isinstance(step, jax.Array):
-            xp, k = jnp, step.astype(float)
-        else:
-            xp, k = np, float(step)
+        xp: Any = jnp if isinstance(step, jax.Array) else np
+        k = step.astype(float) if isinstance(step, jax.Array) else float(step)
         warmup = self.settings.warmup_steps
         progress = (k - warmup) / max(1, self.total_steps - warmup)
         cosine = xp.maximum(0.0, 0.5 * (1 + xp.cos(math.pi * progress)))
@@ -179,13 +177,9 @@ class Optimizer:
                     *old, reached.get(path), clip, rates[group_of(path)], good & takes_part[path]
                 )
             new_params[path], mu[path], nu[path], counts[path] = new
-        return (
-            new_params,
-            OptimizerState(state.step + 1, counts, mu, nu),
-            UpdateInfo(
-                norm, self.settings.learning_rate * self.learning_rate_factor(state.step), ~good
-            ),
-        )
+        rate = jnp.asarray(self.settings.learning_rate * self.learning_rate_factor(state.step))
+        state = OptimizerState(state.step + 1, counts, mu, nu)
+        return new_params, state, UpdateInfo(norm, rate, ~good)
 
     def _takes_part(
         self, reached: Mapping[str, Array], state: OptimizerState, used

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import jax
 from etils import epath
@@ -39,7 +39,7 @@ class Session:
 
 
 @contextlib.contextmanager
-def guarded(workdir: epath.Path, settings: TrainSettings) -> Iterator[Session]:
+def guarded(workdir: epath.Path, settings: TrainSettings) -> Generator[Session]:
     """Holds the working folder, ends at once with one line when asked to, watches that the run
     moves, and notes how it ends.
 

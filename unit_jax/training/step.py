@@ -74,6 +74,7 @@ class TrainStep:
         lowered = None
         for name, lowered in self.gradients.lower(state, batch):
             yield name, lowered
+        assert lowered is not None
         logs, grads = _abstract(lowered.out_info, lowered)
         yield "update", self.update.lower(state, grads, batch.task, logs["loss"])
 
@@ -153,13 +154,12 @@ class Gradients:
         the device waited for them."""
         costs.block_until_ready()
         start = time.perf_counter()
-        costs = partitioning.to_host(costs, axis=1)
-        object_mask = partitioning.to_host(object_mask)
+        own, mask = partitioning.to_host(costs, axis=1), partitioning.to_host(object_mask)
         try:
-            matches = matching.match(costs, object_mask)
+            matches = matching.match(own, mask)
         except matching.BadCosts:
             # Raised, it would leave the other processes waiting for this one.
-            matches = np.full((len(costs), *object_mask.shape), matching.UNUSABLE, np.int32)
+            matches = np.full((len(own), *mask.shape), matching.UNUSABLE, np.int32)
         matches = partitioning.to_devices(matches, self._mesh, axis=1)
         return matches, 1000 * (time.perf_counter() - start)
 
@@ -190,7 +190,9 @@ class Gradients:
         params = partitioning.for_use({**state.params, **learned}, self._mesh, dtype)
         return flat.merge(self._graph, params, state.statistics)
 
-    def _outputs(self, learned: Flat, state: TrainState, batch: Batch, part: int) -> Outputs:
+    def _outputs(
+        self, learned: Flat, state: TrainState, batch: Batch, part: int | Array
+    ) -> Outputs:
         model = self._model(learned, state)
         key = jax.random.fold_in(jax.random.key(self._settings.seed), state.optimizer.step)
         if self._parts > 1:

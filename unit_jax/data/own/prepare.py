@@ -134,14 +134,6 @@ def _alone(folder: pathlib.Path) -> Generator[None]:
 # ---- Writing -------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Records:
-    """Name and version of a data set, for the writer."""
-
-    name: str
-    version: str = stale.VERSION
-
-
 def _write(
     writer: prepare_lib.Writer, declared: Declared, options: Mapping[str, Any], pictures: bool
 ) -> None:
@@ -162,7 +154,7 @@ def _write(
         prepare_lib.restart(bar, name, sum(len(rows.records) for rows in built.values()))
         items = {split: base.Items(rows.records, bar) for split, rows in built.items()}
         folder = writer.write_records(
-            _Records(name),
+            prepare_lib.Named(name, stale.VERSION),
             records.features(declared.options),
             items,
             prepare_lib.RECORDS_PER_SHARD,
@@ -198,7 +190,7 @@ def _write(
     if own_data.is_text(declared.options) and not images:
         facts["lengths_vocabulary"] = writer.manifest["vocabulary"]["sha256"]
     report.write(writer.data_dir, declared, built, facts, pictures)
-    writer.finish(_Records(name), folder, splits, arrays, facts)
+    writer.finish(prepare_lib.Named(name, stale.VERSION), folder, splits, arrays, facts)
 
 
 def _write_images(writer: prepare_lib.Writer, declared: Declared) -> Images:

@@ -92,7 +92,7 @@ def build(
             built.counts[record["label"]] += 1
         elif declared.options["format"] == "questions":
             record["answers"] = list(example.answers or ())
-        else:
+        elif image is not None:
             record |= _objects(example, labels, image, problems)
             built.counts.update(record["category_ids"].tolist())
         built.records.append(record)

@@ -242,16 +242,16 @@ def _text_lengths(axes, built, facts) -> None:
 
 def _gallery(suspects: Sequence[tuple[str, Example]]) -> matplotlib.figure.Figure:
     """The suspicious examples that have an image, with their boxes."""
-    shown = [(reason, e) for reason, e in suspects if e.image is not None][:_SHOWN]
+    shown = [(reason, e, e.image) for reason, e in suspects if e.image is not None][:_SHOWN]
     columns = min(len(shown), 4)
     rows = -(-len(shown) // columns)
     figure = matplotlib.figure.Figure(figsize=(3.4 * columns, 3.4 * rows), layout="constrained")
     places = figure.subplots(rows, columns, squeeze=False).flat
     for axes in places:
         axes.set_axis_off()
-    for axes, (reason, example) in zip(figure.axes, shown, strict=False):
+    for axes, (reason, example, path) in zip(figure.axes, shown, strict=False):
         try:
-            with PIL.Image.open(example.image) as file:
+            with PIL.Image.open(path) as file:
                 image = PIL.ImageOps.exif_transpose(file)
                 size = image.size
                 image.thumbnail((400, 400))
@@ -267,7 +267,7 @@ def _gallery(suspects: Sequence[tuple[str, Example]]) -> matplotlib.figure.Figur
                 (x * scale, y * scale), w * scale, h * scale, fill=False, color="tab:red"
             )
             axes.add_patch(patch)
-        axes.set_title(textwrap.fill(f"{reason}: {example.image.name}", 36), fontsize=8)
+        axes.set_title(textwrap.fill(f"{reason}: {path.name}", 36), fontsize=8)
     return figure
 
 

@@ -190,6 +190,13 @@ class RecordSource(abc.ABC):
     def read(self, store: ImageIndex | None, problems: Problems) -> Content:
         """Reads all splits; faulty examples are noted in `problems` and left out or repaired."""
 
+    @staticmethod
+    def images_of(store: ImageIndex | None) -> ImageIndex:
+        """The store that `read` of a source with images is given."""
+        if store is None:
+            raise ValueError("this data set needs its image store")
+        return store
+
     @property
     def has_text(self) -> bool:
         """Whether its records hold texts."""

@@ -58,6 +58,7 @@ class Coco(base.RecordSource):
         return [self.source / file for file in [*self.annotations.values(), *self.image_folders]]
 
     def read(self, store: base.ImageIndex | None, problems: base.Problems) -> base.Content:
+        store = self.images_of(store)
         splits, index, listed = {}, {}, {}
         categories: dict[int, str] = {}
         attribute_names: dict[int, str] = {}
@@ -146,7 +147,7 @@ class Coco(base.RecordSource):
         place: str,
         problems: base.Problems,
     ) -> bool:
-        box = annotation.get("bbox")
+        box: Any = annotation.get("bbox")
         if not _is_box(box):
             problems.add("bad box", place, f"bbox {box!r:.60}")
             return False
@@ -179,7 +180,8 @@ def val_image_ids(source: pathlib.Path, problems: base.Problems) -> set[int]:
     """Ids of COCO 2017's validation images, which VQAv2 and Visual Genome are split by."""
     path = source / VAL_IMAGES
     listed = base.entries(base.read_json(path, problems), "images", path, problems)
-    return {base.id_number(image.get("id")) for image in listed} - {None}
+    numbers = (base.id_number(image.get("id")) for image in listed)
+    return {number for number in numbers if number is not None}
 
 
 def _unique(

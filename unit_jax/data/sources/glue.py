@@ -149,7 +149,7 @@ class Glue(base.RecordSource):
                 problems.add("incomplete row", place, f"fewer columns than {len(row)}")
                 continue
             complete += 1
-            label = self._label(row[self.label_column]) if labelled else -1
+            label = self._label(row[self.label_column] or "") if labelled else -1
             if label is None:
                 problems.add("unknown label", place, f"{row[self.label_column]!r:.60}")
                 continue

@@ -37,6 +37,7 @@ class SnliVe(base.RecordSource):
         return [self._path("train"), self._path("val")]
 
     def read(self, store: base.ImageIndex | None, problems: base.Problems) -> base.Content:
+        store = self.images_of(store)
         lines = {
             split: list(base.read_json_lines(self._path(split), problems))
             for split in self.parts

@@ -25,10 +25,11 @@ def read(folder: pathlib.Path, split: str) -> Iterator[dict[str, Any]]:
     Raises:
       ValueError: a file is incomplete, or in another format.
     """
-    info = tfds.builder_from_directory(folder).info
+    builder: Any = tfds.builder_from_directory(folder)
+    info = builder.info
     file_format = info.file_format.value
     if file_format == "array_record":
-        yield from tfds.builder_from_directory(folder).as_data_source(split)
+        yield from builder.as_data_source(split)
     elif file_format == "tfrecord":
         for path in info.splits[split].filepaths:
             for record in _tfrecords(pathlib.Path(path)):

@@ -192,5 +192,5 @@ def _read_names(path: pathlib.Path, problems: base.Problems) -> dict[str, int]:
 
 def _numbered(numbers: Mapping[str, int]) -> list[dict[str, Any]]:
     """A vocabulary as COCO's JSON lists categories; the first name of a line is the class's."""
-    first = {number: name for name, number in reversed(numbers.items())}
+    first = {number: name for name, number in reversed(list(numbers.items()))}
     return [{"id": number, "name": name} for number, name in sorted(first.items())]

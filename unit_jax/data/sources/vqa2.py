@@ -76,6 +76,7 @@ class Vqa2(base.RecordSource):
         return [self.source / name for name in [*names, coco.VAL_IMAGES]]
 
     def read(self, store: base.ImageIndex | None, problems: base.Problems) -> base.Content:
+        store = self.images_of(store)
         val_images = coco.val_image_ids(self.source, problems)
         listed, notes = {}, []
         splits: dict[str, list[base.Record]] = {"train": [], "val": []}

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from unit_jax.batch import AnyArray
 from unit_jax.precision import at_least_float32
 
 Terms = dict[str, Float[Array, ""]]
 
 
 def cross_entropy(
-    logits: Float[Array, "layers batch labels"], labels: Int[Array, "batch"]
+    logits: Float[Array, "layers batch labels"], labels: Int[AnyArray, "batch"]
 ) -> tuple[Float[Array, ""], Terms]:
     """Mean cross-entropy: (total, its terms)."""
     log_probabilities = jax.nn.log_softmax(at_least_float32(logits))
@@ -24,7 +25,7 @@ def cross_entropy(
 
 def binary_cross_entropy(
     logits: Float[Array, "layers batch answers"],
-    answer_scores: Float[Array, "batch answers"],
+    answer_scores: Float[AnyArray, "batch answers"],
     task: str,
 ) -> tuple[Float[Array, ""], Terms]:
     """Binary cross-entropy of every answer against its score, summed over answers (the reference's

@@ -14,7 +14,15 @@ from unit_jax.batch import AnyArray, Outputs
 from unit_jax.models.heads import ClassificationHead
 from unit_jax.outputs import analysis
 from unit_jax.outputs.analysis import Analysis
-from unit_jax.outputs.base import Described, Examples, Names, Output, Predictions, Record
+from unit_jax.outputs.base import (
+    Described,
+    Examples,
+    Names,
+    Output,
+    Predictions,
+    Record,
+    shape_of,
+)
 from unit_jax.outputs.labels import answers, loss, metrics, vqa_server
 from unit_jax.settings import DataSettings, LossSettings, ModelSettings
 
@@ -42,6 +50,10 @@ class ScoreTargets(struct.PyTreeNode):
 class _Labelled(Output):
     """What both have in common: logits per label, read from query 0."""
 
+    def from_logits(self, logits: Float[AnyArray, "examples labels"]) -> dict[str, Any]:
+        """The predicted labels and their scores."""
+        raise NotImplementedError
+
     def head(self, settings: ModelSettings, rngs: nnx.Rngs) -> ClassificationHead:
         return ClassificationHead(
             self.spec.num_labels,
@@ -54,7 +66,7 @@ class _Labelled(Output):
     def predict(self, outputs: Outputs, head: ClassificationHead) -> dict[str, Array]:
         return self.from_logits(outputs.logits[-1])
 
-    def shown(self, outputs: Outputs, head: ClassificationHead) -> dict[str, Array]:
+    def shown(self, outputs: Outputs, head: nnx.Module) -> dict[str, Array]:
         """`predict`, and the `scores` of all labels; that of one that is never chosen is -1."""
         logits = outputs.logits[-1]
         return {**self.from_logits(logits), "scores": self.probabilities(logits)}
@@ -114,7 +126,7 @@ class Label(_Labelled):
         return LabelTargets(np.asarray(targets, np.int32))
 
     def target_shapes(self, settings: DataSettings) -> LabelTargets:
-        return LabelTargets(jax.ShapeDtypeStruct((), np.int32))
+        return LabelTargets(shape_of(dtype=np.int32))
 
     def loss(
         self,
@@ -182,7 +194,7 @@ class Scores(_Labelled):
         return ScoreTargets(np.stack(targets))
 
     def target_shapes(self, settings: DataSettings) -> ScoreTargets:
-        return ScoreTargets(jax.ShapeDtypeStruct((self.spec.num_labels,), np.float32))
+        return ScoreTargets(shape_of(self.spec.num_labels, dtype=np.float32))
 
     def loss(
         self,

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -128,7 +128,8 @@ def by_hotcoco(objects: Objects, detections: Detections, num_labels: int) -> Res
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summary_lines()  # the twelve numbers, without printing them
-    return Result(np.asarray(evaluation.stats), np.asarray(evaluation.eval["precision"]))
+    result = cast(Any, evaluation.eval)  # a dict, after accumulate
+    return Result(np.asarray(evaluation.stats), np.asarray(result["precision"]))
 
 
 def by_pycocotools(objects: Objects, detections: Detections, num_labels: int) -> Result:
@@ -171,7 +172,7 @@ def by_pycocotools(objects: Objects, detections: Detections, num_labels: int) ->
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return Result(np.asarray(evaluation.stats), evaluation.eval["precision"])
+    return Result(np.asarray(evaluation.stats), np.asarray(evaluation.eval["precision"]))
 
 
 def from_coco(

@@ -11,7 +11,7 @@ from unit_jax.outputs.base import Names, Predictions, Record
 def draw(
     axes: Axes,
     record: Record,
-    image: np.ndarray,
+    image: np.ndarray | None,
     detections: Predictions,
     names: Names,
     min_score: float,
@@ -22,12 +22,14 @@ def draw(
       detections: scores, labels, boxes (x0, y0, x1, y1 in pixels) and maybe attr_labels.
       min_score: of a detection that is drawn.
     """
-    drawing.show_image(axes, image)
+    if image is not None:
+        drawing.show_image(axes, image)
     objects = record["objects"]
     for (x, y, w, h), crowd in zip(objects["boxes_xywh"], objects["iscrowd"], strict=True):
         edge = drawing.MUTED if crowd else "white"
-        style = dict(fill=False, edgecolor=edge, linewidth=1.1, linestyle=(0, (3, 2)), zorder=3)
-        axes.add_patch(Rectangle((x, y), w, h, **style))
+        frame = Rectangle((x, y), w, h, fill=False, edgecolor=edge, linewidth=1.1, zorder=3)
+        frame.set_linestyle((0, (3, 2)))
+        axes.add_patch(frame)
     for k in np.flatnonzero(detections["scores"] >= min_score):
         label = int(detections["labels"][k])
         color = drawing.color(label)

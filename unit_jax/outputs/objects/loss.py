@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from unit_jax.batch import Outputs
+from unit_jax.batch import AnyArray, Outputs
 from unit_jax.outputs.objects import boxes
 from unit_jax.outputs.objects.matching import supervised_layers
 from unit_jax.outputs.objects.targets import ObjectTargets
@@ -97,7 +97,7 @@ def unweighted_losses(
     losses["loss_giou"] = overlap_losses / (num_objects * images)
     if attribute_logits is not None and spec.num_attributes and targets.attributes is not None:
         losses["loss_attr"] = _attribute_loss(
-            outputs, targets, matches, attribute_logits, per_image
+            outputs, targets, targets.attributes, matches, attribute_logits, per_image
         )
     return losses
 
@@ -197,7 +197,7 @@ def _box_losses(
 ) -> tuple[Float[Array, "layers"], Float[Array, "layers"]]:
     """L1 distance and 1 - generalised IoU, summed over the matched pairs of a layer."""
     matched = matches >= 0
-    predicted = at_least_float32(_of_matched(outputs.boxes_cxcywh, matches))
+    predicted = at_least_float32(_of_matched(outputs.boxes, matches))
     # Padding gets a box of size one: a box without size could give 0/0 in the gradient.
     wanted = jnp.where(
         targets.object_mask[..., None],
@@ -217,6 +217,7 @@ def _box_losses(
 def _attribute_loss(
     outputs: Outputs,
     targets: ObjectTargets,
+    attributes: Int[AnyArray, "batch objects 16"],
     matches: Array,
     attribute_logits: AttributeLogits,
     per_image: bool,
@@ -226,14 +227,12 @@ def _attribute_loss(
     The head is told the object's class. As in the reference the mean runs over the matched
     objects whose loss is not zero, so objects without attributes do not count.
     """
-    object_mask: Bool[Array, "batch objects"] = targets.object_mask
-    labels = jnp.broadcast_to(jnp.where(object_mask, targets.labels, 0), matches.shape)
+    labels = jnp.where(targets.object_mask, targets.labels, 0)
+    labels = jnp.broadcast_to(labels, matches.shape)
     logits = attribute_logits(_of_matched(outputs.hidden_states, matches), labels)
-    given = targets.attributes >= 0
+    given = attributes >= 0
     log_probabilities = jax.nn.log_softmax(at_least_float32(logits))
-    losses = -jnp.take_along_axis(
-        log_probabilities, jnp.where(given, targets.attributes, 0)[None], axis=-1
-    )
+    losses = -jnp.take_along_axis(log_probabilities, jnp.where(given, attributes, 0)[None], axis=-1)
     losses = 0.5 * jnp.where(given, losses, 0).sum(-1) / jnp.maximum(given.sum(-1), 1)
     losses = jnp.where(matches >= 0, losses, 0)
     over = (2,) if per_image else (1, 2)

@@ -47,8 +47,8 @@ def cost_matrix(
         labels[None, :, None, :],
         axis=-1,
     )
-    predicted = at_least_float32(outputs.boxes_cxcywh)
-    wanted = targets.boxes_cxcywh.astype(predicted.dtype)
+    predicted = at_least_float32(outputs.boxes)
+    wanted = jnp.asarray(targets.boxes_cxcywh, predicted.dtype)
     distances = jnp.abs(predicted[..., :, None, :] - wanted[:, None, :, :]).sum(-1)
     overlaps = boxes.pairwise_generalized_box_iou(
         boxes.cxcywh_to_xyxy(predicted), boxes.cxcywh_to_xyxy(wanted)

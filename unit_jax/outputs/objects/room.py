@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array
@@ -10,7 +9,16 @@ from jaxtyping import Array
 from unit_jax.batch import Outputs
 from unit_jax.models.heads import DetectionHead
 from unit_jax.outputs.analysis import NOTHING, Analysis
-from unit_jax.outputs.base import Described, Examples, Move, Names, Output, Predictions, Record
+from unit_jax.outputs.base import (
+    Described,
+    Examples,
+    Move,
+    Names,
+    Output,
+    Predictions,
+    Record,
+    shape_of,
+)
 from unit_jax.outputs.objects import average_precision, matching, metrics
 from unit_jax.outputs.objects import loss as set_loss
 from unit_jax.outputs.objects import targets as object_targets
@@ -55,11 +63,11 @@ class Objects(Output):
     def target_shapes(self, settings: DataSettings) -> object_targets.ObjectTargets:
         n, slots = settings.max_objects, None
         if self.spec.num_attributes:
-            slots = jax.ShapeDtypeStruct((n, object_targets.ATTRIBUTE_SLOTS), np.int32)
+            slots = shape_of(n, object_targets.ATTRIBUTE_SLOTS, dtype=np.int32)
         return object_targets.ObjectTargets(
-            boxes_cxcywh=jax.ShapeDtypeStruct((n, 4), np.float32),
-            labels=jax.ShapeDtypeStruct((n,), np.int32),
-            object_mask=jax.ShapeDtypeStruct((n,), np.bool_),
+            boxes_cxcywh=shape_of(n, 4, dtype=np.float32),
+            labels=shape_of(n, dtype=np.int32),
+            object_mask=shape_of(n, dtype=np.bool_),
             attributes=slots,
         )
 
@@ -95,15 +103,17 @@ class Objects(Output):
         matches: Array | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         attributes = head.attributes if self.spec.num_attributes else None
+        if matches is None:
+            raise ValueError(f"{self.spec.name}: the loss of objects needs their matches")
         return set_loss.detection_loss(outputs, targets, matches, settings, self.spec, attributes)
 
     def predict(self, outputs: Outputs, head: DetectionHead) -> dict[str, Array]:
         """What `metrics.best_of_queries` gives of the last layer."""
         logits, attribute_logits = outputs.logits[-1], None
-        if self.spec.num_attributes:
+        if head.attributes is not None:
             classes = logits[..., :-1].argmax(-1)
             attribute_logits = head.attributes(outputs.hidden_states[-1], classes)
-        return metrics.best_of_queries(logits, outputs.boxes_cxcywh[-1], attribute_logits)
+        return metrics.best_of_queries(logits, outputs.boxes[-1], attribute_logits)
 
     def all_metrics(self) -> tuple[str, ...]:
         return average_precision.NAMES
@@ -129,7 +139,7 @@ class Objects(Output):
         self, predictions: Predictions, examples: Examples
     ) -> tuple[average_precision.Objects, average_precision.Detections]:
         records = (examples[row] for row in range(len(examples)))
-        sizes = np.stack([examples.height, examples.width], -1)
+        sizes = np.stack(examples.sizes, -1)
         return metrics.objects(records), metrics.detections(predictions, sizes)
 
     def detections(self, record: Record, prediction: Predictions) -> Predictions:

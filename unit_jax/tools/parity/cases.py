@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ def build_case(
         pre_norm=args["pre_norm"],
         mask_padding=mask_padding,
         classify_all_layers=config["loss_on_all_hs"],
-        dtype=dtype,
+        dtype=cast(Any, dtype),
     )
     loss = settings_lib.LossSettings(
         normalisation="per_image" if per_image else "batch",
@@ -153,13 +153,13 @@ def build_case(
     )
     graph, params, statistics = flat.abstract(lambda: outputs.build(model, tasks, rngs=nnx.Rngs(0)))
     weights = make_weights({**params, **statistics}, args["share_decoders"])
-    cast = {path: np.asarray(array, dtype) for path, array in weights.items()}
+    typed = {path: np.asarray(array, dtype) for path, array in weights.items()}
     return Case(
         meta,
         settings,
         graph,
-        {path: cast[path] for path in params},
-        {path: cast[path] for path in statistics},
+        {path: typed[path] for path in params},
+        {path: typed[path] for path in statistics},
     )
 
 
@@ -183,19 +183,18 @@ def task_spec(config: Mapping, group: str, dataset: str) -> TaskSpec:
     args, head = config["base_args"], config["heads"][group][dataset]
     kind = {"detection": "detection", "vl": "vision_language", "glue": "language"}[group]
     soft = head.get("loss_type") == "binary_cross_entropy_with_logits"
-    return TaskSpec(
-        **{
-            **KINDS[kind],
-            **({"output": "scores"} if soft else {}),
-            "name": mmf.TASKS[dataset],
-            "index": head["task_idx"],
-            "num_queries": args["num_queries"][group][dataset],
-            "num_labels": head["num_classes" if group == "detection" else "num_labels"],
-            "num_attributes": args["attribute_class_num"] if head.get("use_attr") else 0,
-            "max_tokens": args["bert_config"].get("max_position_embeddings", 512),
-            "cls_only": config["keep_only_bert_cls"].get(group, {}).get(dataset, dataset != "vqa2"),
-        }
-    )
+    fields: dict[str, Any] = {
+        **KINDS[kind],
+        **({"output": "scores"} if soft else {}),
+        "name": mmf.TASKS[dataset],
+        "index": head["task_idx"],
+        "num_queries": args["num_queries"][group][dataset],
+        "num_labels": head["num_classes" if group == "detection" else "num_labels"],
+        "num_attributes": args["attribute_class_num"] if head.get("use_attr") else 0,
+        "max_tokens": args["bert_config"].get("max_position_embeddings", 512),
+        "cls_only": config["keep_only_bert_cls"].get(group, {}).get(dataset, dataset != "vqa2"),
+    }
+    return TaskSpec(**fields)
 
 
 def optimizer_settings(meta: Mapping, name: str = "adam_w") -> settings_lib.OptimizerSettings:
@@ -206,7 +205,7 @@ def optimizer_settings(meta: Mapping, name: str = "adam_w") -> settings_lib.Opti
     b1, b2 = given.get("betas", (0.9, 0.999))
     rate = meta.get("lr_backbone", meta["model_config"]["base_args"].get("lr_backbone", 1e-5))
     return settings_lib.OptimizerSettings(
-        name=name,
+        name=cast(Any, name),
         learning_rate=given["lr"],
         backbone_learning_rate=rate,
         b1=b1,
@@ -220,7 +219,7 @@ def optimizer_settings(meta: Mapping, name: str = "adam_w") -> settings_lib.Opti
     )
 
 
-def make_weights(abstract: Mapping[str, jax.ShapeDtypeStruct], shared: bool) -> Arrays:
+def make_weights(abstract: Mapping[str, Any], shared: bool) -> Arrays:
     """The recipe's weights for parameters and statistics of these shapes, by our paths."""
     names = mmf.to_mmf(
         {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in abstract.items()}

@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from unit_jax import settings as settings_lib
@@ -85,7 +86,8 @@ def check_transforms(table: Table, data: Mapping[str, np.ndarray], annotations: 
             settings = dataclasses.replace(
                 settings, eval_short_side=numbers[0], eval_max_side=numbers[1]
             )
-            plan = transforms.plan("detr", [height], [width], settings)
+            sides = np.asarray([height]), np.asarray([width])
+            plan = transforms.plan("detr", *sides, settings)
         else:
             plan = planned()
         pixels, moves = transforms.apply(image, plan, 0)
@@ -103,7 +105,9 @@ def check_transforms(table: Table, data: Mapping[str, np.ndarray], annotations: 
             reference = data[f"coco/{case}/image_out"]
             if normalised:  # and channels first; back to steps of 1 in 255
                 step = 1 / 255 / unit_lib.PIXEL_STD[:, None, None]
-                pixels = np.moveaxis(np.asarray(unit_lib.normalise(pixels)), -1, 0) / step
+                pixels = (
+                    np.moveaxis(np.asarray(unit_lib.normalise(jnp.asarray(pixels))), -1, 0) / step
+                )
                 reference = reference / step
             table.close("processing/pixels", pixels, reference)
 

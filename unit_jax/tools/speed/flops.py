@@ -33,12 +33,12 @@ def model_flops(spec: TaskSpec, settings: Settings, batch: Batch) -> float:
 def forward_flops(spec: TaskSpec, settings: Settings, batch: Batch) -> tuple[float, float]:
     """Of the learned part and of the backbone's frozen stages; matrix products and convolutions
     only, 2 for a multiplication with its addition."""
-    model, examples = settings.model, len(batch.index)
+    model, examples = settings.model, batch.size
     width, mlp = model.decoder.width, model.mlp_width
     learned = frozen = 0.0
     memory = 0
     if spec.has_image:
-        stages = list(backbone_stages(model.backbone, *batch.images.shape[1:3]))
+        stages = list(backbone_stages(model.backbone, *batch.bucket))
         prefixes = settings.optimizer.frozen
         frozen = sum(flops for name, flops, *_ in stages if f"backbone.{name}" in prefixes)
         learned += sum(flops for _, flops, *_ in stages) - frozen
@@ -51,7 +51,7 @@ def forward_flops(spec: TaskSpec, settings: Settings, batch: Batch) -> tuple[flo
         memory += tokens
     if spec.has_text:
         own = model.text_encoder
-        tokens = batch.input_ids.shape[1]
+        tokens = batch.texts[0].shape[1]
         with_task = tokens + own.task_embedding
         learned += own.layers * encoder_layer(with_task, own.width, own.mlp_width)
         read = 1 if spec.cls_only else tokens

@@ -4,7 +4,7 @@ import functools
 import math
 import statistics
 import time
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -60,7 +60,7 @@ class Ours:
             compiled = lowered.compile()
             seconds[name] = time.perf_counter() - start
             flops += (lowered.cost_analysis() or {}).get("flops", math.nan)
-            plan = compiled.memory_analysis()
+            plan = cast(Any, compiled.memory_analysis())
             memory = max(
                 memory,
                 plan.argument_size_in_bytes

@@ -199,7 +199,7 @@ class Unit(nn.Module):
             max_position_embeddings=text.max_positions,
             hidden_dropout_prob=model.dropout,
             attention_probs_dropout_prob=model.attention_dropout,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # ty: ignore[unknown-argument] -- one of its **kwargs
         )
         self.bert_model = Holder(module=BertModel(bert))
         if text.task_embedding:

@@ -43,7 +43,7 @@ class Shape:
     def bytes(self) -> float:
         bits = _BITS.get(self.dtype)
         if bits is None:
-            bits = int(re.search(r"\d+", self.dtype).group())
+            bits = int(re.findall(r"\d+", self.dtype)[0])
         return math.prod(self.dims) * bits / 8
 
 
@@ -293,20 +293,20 @@ def product_flops(computation: dict[str, Instruction], instruction: Instruction)
     """FLOPs of a `dot` or a `convolution` (what products are on a TPU); 0 of all else."""
     if instruction.opcode == "dot":
         left = computation[instruction.operands[0]].shapes[0]
-        over = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest).group(1)
+        over = re.findall(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)[0]
         depth = math.prod(left.dims[int(axis)] for axis in over.split(",") if axis)
         return 2.0 * math.prod(instruction.shapes[0].dims) * depth
     if instruction.opcode != "convolution":
         return 0.0
-    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest).groups()
+    labels = re.findall(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.rest)[0]
     left, right = (computation[name].shapes[0].dims for name in instruction.operands[:2])
     out = instruction.shapes[0].dims
     inputs, outputs = right[labels[1].index("i")], out[labels[2].index("f")]
     total = 2.0 * out[labels[2].index("b")] * outputs * inputs
     window = dict(
-        re.findall(r"(\w+)=(\S+)", re.search(r"window=\{([^}]*)\}", instruction.rest).group(1))
-        if "window={" in instruction.rest
-        else []
+        entry
+        for inside in re.findall(r"window=\{([^}]*)\}", instruction.rest)[:1]
+        for entry in re.findall(r"(\w+)=(\S+)", inside)
     )
     for number in range(len(out) - 2):
         axis = str(number)
@@ -353,6 +353,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 def _read(line: str) -> Instruction:
     head = _INSTRUCTION.match(line)
+    assert head is not None  # only such lines are read
     end = _shape_end(line, head.end())
     opcode, _, rest = line[end:].lstrip().partition("(")
     close = _closing(rest)

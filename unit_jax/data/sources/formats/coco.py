@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pycocotools.mask
@@ -20,6 +20,7 @@ from unit_jax.data.sources.formats.parts import (
     Box,
     Example,
     Part,
+    all_numbers,
     id_key,
     id_order,
     number,
@@ -42,9 +43,11 @@ def read(options: Mapping[str, Any], split: str, problems: base.Problems) -> Par
       ValueError: it is not there, or no COCO file.
     """
     path = pathlib.Path(options[split])
-    sources, folders = [], []
+    sources: list[pathlib.Path] = []
+    folders: list[tuple[pathlib.Path, Sequence[str]]] = []
     if path.is_dir() and (found := _labelme_files(path, problems)):
-        sources, folders = list(found), [(path, (".json",))]
+        sources = list(found)
+        folders.append((path, (".json",)))
         content = annotators.labelme_as_coco(found.values())
         path = path / f"{path.name}.json"  # of this name, if it were one file
     else:
@@ -259,8 +262,10 @@ def _four_numbers(value: Any) -> tuple[float, float, float, float] | None:
         value = value.strip().strip("[]()").replace(",", " ").split()
     if not isinstance(value, list | tuple) or len(value) != 4:
         return None
-    numbers = [number(item) for item in value]
-    return None if None in numbers else tuple(numbers)
+    x, y, width, height = (number(item) for item in value)
+    if x is None or y is None or width is None or height is None:
+        return None
+    return x, y, width, height
 
 
 def _polygons(segmentation: Any) -> list[list[float]] | None:
@@ -276,8 +281,8 @@ def _polygons(segmentation: Any) -> list[list[float]] | None:
         flat = []
         for item in polygon:  # pairs are seen as well
             flat += item if isinstance(item, list) else [item]
-        numbers = [number(item) for item in flat]
-        if None in numbers or polygon_box(numbers) is None:
+        numbers = all_numbers(flat)
+        if numbers is None or polygon_box(numbers) is None:
             return None
         found.append(numbers)
     return found
@@ -286,13 +291,13 @@ def _polygons(segmentation: Any) -> list[list[float]] | None:
 def _outline_box(segmentation: Any) -> tuple[float, float, float, float] | None:
     polygons = _polygons(segmentation)
     if polygons is not None:
-        boxes = [polygon_box(polygon) for polygon in polygons]
+        boxes = [box for box in map(polygon_box, polygons) if box is not None]
         left, top = min(box[0] for box in boxes), min(box[1] for box in boxes)
         right = max(box[0] + box[2] for box in boxes)
         bottom = max(box[1] + box[3] for box in boxes)
         return left, top, right - left, bottom - top
     mask = _mask(segmentation)
-    return None if mask is None else tuple(pycocotools.mask.toBbox(mask).tolist())
+    return None if mask is None else _four_numbers(pycocotools.mask.toBbox(mask).tolist())
 
 
 def _polygon_area(points: list[float]) -> float:
@@ -320,8 +325,8 @@ def _mask(segmentation: Any) -> dict[str, Any] | None:
         return None
     height, width = int(height), int(width)
     if isinstance(counts, list):
-        runs = [number(run) for run in counts]
-        if None in runs or any(run < 0 or not run.is_integer() for run in runs):
+        runs = all_numbers(counts)
+        if runs is None or any(run < 0 or run != int(run) for run in runs):
             return None
         if math.fsum(runs) != height * width:
             return None

@@ -123,24 +123,28 @@ class Finder:
         if not count:
             self.folder, _ = _best(self.tried, names, _by_end)
         self._root = self.folder.resolve() if self.folder is not None else None
-        self._found: dict[str, pathlib.Path | None] = {}
+        self._found: dict[str, pathlib.Path] = {}
         self._by_end: set[str] = set()
-        for name in names if self.folder is not None else ():
-            path = _plain(self.folder, name)
-            if path is None:
-                path = _by_end(self.folder, name)
-                self._by_end |= {name} if path is not None else set()
-            self._found[name] = path
-        claims = Counter(path for path in self._found.values() if path is not None)
+        if self.folder is not None:
+            self._look_up(self.folder, names)
+        claims = Counter(self._found.values())
         for name in self._by_end:
             if claims[self._found[name]] > 1:  # whose picture it is cannot be told
-                self._found[name] = None
+                del self._found[name]
+
+    def _look_up(self, folder: pathlib.Path, names: Iterable[str]) -> None:
+        for name in names:
+            path = _plain(folder, name)
+            if path is None and (path := _by_end(folder, name)) is not None:
+                self._by_end.add(name)
+            if path is not None:
+                self._found[name] = path
 
     def find(self, name: str, place: str, problems: base.Problems) -> pathlib.Path | None:
         """The image of a name; None, and a fault, where there is none in the folder."""
         path = self._found.get(name)
         shown = f"{name!r:.200}"
-        if path is None:
+        if path is None or self.folder is None or self._root is None:
             if escapes(name):
                 detail = f"{shown} leads out of the folder of the images: not followed"
                 problems.add("path outside", place, detail)

@@ -7,7 +7,7 @@ image store, records, checks.
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from unit_jax.data.sources import base
@@ -108,6 +108,13 @@ def number(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return value if abs(value) < 1e30 else None
+
+
+def all_numbers(values: Iterable[Any]) -> list[float] | None:
+    """`number` of each value, None where one of them is none."""
+    numbers = [number(value) for value in values]
+    found = [value for value in numbers if value is not None]
+    return found if len(found) == len(numbers) else None
 
 
 def said_size(width: Any, height: Any) -> tuple[int, int] | None:

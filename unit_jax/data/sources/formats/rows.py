@@ -5,7 +5,7 @@ import dataclasses
 import io
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from unit_jax import own_data
@@ -53,7 +53,9 @@ def read(path: pathlib.Path, needed: Sequence[str], problems: base.Problems) -> 
     raise ValueError(f"{path}: the ending tells the kind of file: .csv, .tsv, .jsonl or .parquet")
 
 
-def column_problems(options: dict, rows: Rows, keys: Sequence[str], where: str) -> list[str]:
+def column_problems(
+    options: Mapping[str, Any], rows: Rows, keys: Sequence[str], where: str
+) -> list[str]:
     """A line for each column that the config names and the file lacks or has twice."""
     found = []
     for key in keys:

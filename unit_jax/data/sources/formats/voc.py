@@ -11,7 +11,7 @@ from typing import Any
 
 from unit_jax.data.sources import base
 from unit_jax.data.sources.formats import files
-from unit_jax.data.sources.formats.parts import Box, Example, Part, number, said_size
+from unit_jax.data.sources.formats.parts import Box, Example, Part, all_numbers, said_size
 
 _MOST_BYTES = 50_000_000  # of one XML file
 
@@ -157,8 +157,8 @@ def _box(element: ElementTree.Element, place: str, problems: base.Problems) -> B
     told = [
         None if edges is None else edges.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")
     ]
-    numbers = [number(value) for value in told]
-    if None in numbers:
+    numbers = all_numbers(told)
+    if numbers is None:
         problems.add("bad box", place, f"xmin, ymin, xmax, ymax are {told}"[:100])
         return None
     left, top, right, bottom = numbers

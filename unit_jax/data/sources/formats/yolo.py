@@ -5,6 +5,7 @@ a data.yaml with the names of the classes.
 or lists of images; the texts lie in `labels` in place of `images`, beside it, or with the images.
 """
 
+import operator
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 
 from unit_jax.data.sources import base
 from unit_jax.data.sources.formats import files
-from unit_jax.data.sources.formats.parts import Box, Example, Part, number, polygon_box
+from unit_jax.data.sources.formats.parts import Box, Example, Part, all_numbers, polygon_box
 
 _NAME_FILES = ("classes.txt", "obj.names", "names.txt")
 _MOST_BYTES = 1_000_000  # of a data.yaml
@@ -86,6 +87,7 @@ def resolve(options: Mapping[str, Any]) -> dict[str, Any]:
     options = dict(options)
     if options.get("data") and not options.get("train"):
         file, content = _data_yaml(options, pathlib.Path(options["data"]))
+        assert file is not None  # given, so it was there
         root = file.parent
         base_folder = content.get("path")
         if isinstance(base_folder, str) and (root / base_folder).is_dir():
@@ -188,12 +190,13 @@ def _names(
             if names is not None:
                 break
     if isinstance(names, dict):
-        numbers = {number(key): name for key, name in names.items()}
-        if any(key is None or key != int(key) or key < 0 for key in numbers):
+        numbers = all_numbers(names)
+        if numbers is None or any(key != int(key) or key < 0 for key in numbers):
             raise ValueError(
                 f"{file}: names: expected whole numbers as keys, got {list(names)[:5]}"
             )
-        names = {int(key): name for key, name in sorted(numbers.items())}
+        numbered = zip(map(int, numbers), names.values(), strict=True)
+        names = dict(sorted(numbered, key=operator.itemgetter(0)))
     elif isinstance(names, list | tuple):
         names = dict(enumerate(names))
     else:
@@ -217,8 +220,8 @@ def _box(
 ) -> Box | None:
     """The object of a line: class x y width height (centre), or class and a polygon; shares."""
     words = line.replace(",", " ").split()
-    values = [number(word) for word in words]
-    if None in values or len(values) < 5:
+    values = all_numbers(words)
+    if values is None or len(values) < 5:
         problems.add("bad entry", place, f"expected class x y width height, got {line!r:.60}")
         return None
     label, rest = values[0], values[1:]
@@ -226,9 +229,10 @@ def _box(
         detail = f"class {words[0]:.20}; the names have {len(classes)} classes, from 0"
         problems.add("unknown category", place, detail)
         return None
-    if len(rest) >= 6 and len(rest) % 2 == 0 and not keypoints:
+    polygon = None if keypoints else polygon_box(rest)
+    if polygon is not None:
         shapes.add("polygons")
-        left, top, width, height = polygon_box(rest)
+        left, top, width, height = polygon
     else:
         x, y, width, height = rest[:4]
         left, top = x - width / 2, y - height / 2
