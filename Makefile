@@ -64,11 +64,12 @@ parity-files:
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ty check --python $(VENV)
 
 # The exact versions that `make demo` and `make test` install.
 lock:
 	rm -rf .venv.lock && $(PYTHON) -m venv .venv.lock
-	.venv.lock/bin/pip install -q -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "scikit-learn>=1.5" "ruff>=0.9" "setuptools>=77" "starlette>=0.40" "uvicorn>=0.30" "python-multipart>=0.0.18"
+	.venv.lock/bin/pip install -q -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "scikit-learn>=1.5" "ruff>=0.9" "ty>=0.0.108" "beartype>=0.22" "setuptools>=77" "starlette>=0.40" "uvicorn>=0.30" "python-multipart>=0.0.18"
 	.venv.lock/bin/pip freeze --all --exclude pip --exclude-editable > requirements.lock
 	rm -rf .venv.lock
 

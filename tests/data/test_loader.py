@@ -20,6 +20,7 @@ from tests import ROOT
 from unit_jax import settings as settings_lib
 from unit_jax.batch import Batch
 from unit_jax.data import loader, text, transforms
+from unit_jax.data.prepared import Split
 from unit_jax.outputs.base import Names
 
 BATCH = 4
@@ -39,6 +40,8 @@ def picture(row: int) -> Image.Image:
 
 class FakeSplit:
     """What loader reads of a prepared split, made up from row numbers."""
+
+    sizes, places = Split.sizes, Split.places
 
     def __init__(self, task: str, name: str, count: int, broken: int = -1):
         self.task, self.name, self.count, self.broken = task, name, count, broken
