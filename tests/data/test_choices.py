@@ -17,6 +17,10 @@ class Split:
     height: np.ndarray
     width: np.ndarray
 
+    @property
+    def sizes(self):
+        return self.height, self.width
+
     def __len__(self):
         return len(self.height)
 

@@ -11,7 +11,7 @@ from unit_jax.tasks import TaskSpec
 class Examples(list):
     """Records with image sizes."""
 
-    height = width = np.full(2, 100)
+    sizes = np.full(2, 100), np.full(2, 100)
 
 
 def test_labels_by_class_and_the_surest_mistakes():

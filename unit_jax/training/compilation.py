@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
-from typing import Any
+from typing import Any, cast
 
 import jax
 from etils import epath
@@ -33,7 +33,7 @@ def keep_programs(folder: epath.Path) -> None:
 
     A folder that JAX was told of already (JAX_COMPILATION_CACHE_DIR) stays.
     """
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not cast(Any, jax.config).jax_compilation_cache_dir:  # its attributes are made at run time
         jax.config.update("jax_compilation_cache_dir", str(folder))
         compilation_cache.reset_cache()  # else JAX remembers that it had no folder
 
