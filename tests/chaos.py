@@ -39,10 +39,12 @@ def get_config(data_dir: str) -> dict:
     return config
 
 
-def start(data_dir: pathlib.Path, workdir: pathlib.Path, log: pathlib.Path) -> subprocess.Popen:
+def start(
+    data_dir: pathlib.Path, workdir: pathlib.Path, log: pathlib.Path, *flags: str
+) -> subprocess.Popen:
     command = [
         sys.executable, "-m", "unit_jax.main", f"--config=tests/chaos.py:{data_dir}",
-        f"--workdir={workdir}",
+        f"--workdir={workdir}", *flags,
     ]  # fmt: skip
     environment = {
         **os.environ,

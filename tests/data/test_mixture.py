@@ -58,6 +58,15 @@ def same(a: mixture.StepPlan, b: mixture.StepPlan) -> bool:
     )
 
 
+def test_skipped_steps_are_left_out_and_later_ones_move_up():
+    examples = make_examples()
+    whole = Mixture(make_settings(), examples)
+    some = Mixture(make_settings(skip=((3, 4), (8, 8))), examples)
+    kept = [0, 1, 4, 5, 6, 8, 9, 10]  # steps of the log less one
+    assert all(same(some.plan(i), whole.plan(k)) for i, k in enumerate(kept))
+    assert [some.task(i) for i in range(8)] == [whole.task(k) for k in kept]
+
+
 def test_a_step_depends_on_seed_and_number_alone():
     examples = make_examples()
     forward = Mixture(make_settings(), examples)

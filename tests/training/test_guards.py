@@ -18,7 +18,7 @@ from unit_jax import run as run_lib
 from unit_jax import settings
 from unit_jax.evaluation import follow
 from unit_jax.runtime import checkpoints, exits, journal, lock, stopping
-from unit_jax.tools import replay
+from unit_jax.tools import go_back, replay
 from unit_jax.training import bundle, loop, session
 from unit_jax.training.run_log import TooManyBadSteps
 
@@ -70,6 +70,7 @@ def test_a_run_leaves_a_status_events_and_no_lock(whole):
     events = [json.loads(line) for line in (workdir / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["started", *["saving"] * 3, "ended"]
     assert all({"time", "run", "session", "host", "process"} <= set(event) for event in events)
+    assert 0 < events[1]["digest_seconds"] < 60
     assert 0 < lines(workdir)[0]["train/qqp/padding"] < 1
     assert not (workdir / lock.FILE).exists()
 
@@ -200,6 +201,28 @@ def test_a_log_that_cannot_be_written_is_one_line_that_names_what_is_safe(tmp_pa
         with session.guarded(epath.Path(tmp_path), settings.TrainSettings()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert journal.read_status(tmp_path)["exit"] == exits.DISK
+
+
+def test_going_back_and_leaving_data_out(whole, tmp_path, capsys):
+    """Steps after the older checkpoint are those of other batches; each stands in the log once."""
+    run, undisturbed = whole
+    workdir = epath.Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    with lock.Lock(workdir):
+        assert go_back.main([str(workdir), "4"]) == exits.TAKEN
+    assert go_back.main([str(workdir), "3"]) == 1
+    assert "has no checkpoint of step 3 (there: 4, 6)" in capsys.readouterr().err
+    assert go_back.main([str(workdir), "4"]) == 0
+    assert checkpoints.whole_steps(workdir / "checkpoints") == [4]
+    assert (workdir / go_back.ASIDE / "6" / "model").exists()
+    values = config(run.settings.data.data_dir)
+    values["data"]["skip"] = ((5, 5),)
+    assert loop.train(run_lib.open_run(values), workdir) == 0
+    found, wanted = (
+        [line["train/qqp/loss"] for line in lines(folder) if "train/qqp/loss" in line]
+        for folder in (workdir, undisturbed)
+    )
+    assert len(found) == 6 and found[:4] == wanted[:4]
+    assert found[4] != wanted[4] and found[5] != wanted[5]
 
 
 def test_a_signal_starts_a_trace(tmp_path, monkeypatch):

@@ -120,6 +120,7 @@ class Mixture:
             if not examples[name].count:
                 raise ValueError(f"{name}: its training split is empty; set its ratio to 0")
         self._seed = settings.seed
+        self._skip = settings.data.skip
         self._names = names
         ratios = np.asarray([settings.ratios[name] for name in names])
         self._upper = np.cumsum(ratios / ratios.sum())[:-1]
@@ -145,13 +146,20 @@ class Mixture:
     def plan(self, step: int) -> StepPlan:
         """The global batch of a step (the first is 0)."""
         with self._lock:
-            task, number = self._locate(step)
+            task, number = self._locate(self._place(step))
             return self._orders[task].batch(number)
 
     def task(self, step: int) -> str:
         """Name of the task at a step."""
         with self._lock:
-            return self._names[self._locate(step)[0]]
+            return self._names[self._locate(self._place(step))[0]]
+
+    def _place(self, step: int) -> int:
+        """Which batch a step gets when those of `data.skip` are left out."""
+        for first, last in self._skip:  # of steps as the log counts them, from 1
+            if step + 1 >= first:
+                step += last - first + 1
+        return step
 
     def _locate(self, step: int) -> tuple[int, int]:
         """Number of the step's task, and how many steps that task had before."""

@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeVar
 
@@ -54,6 +55,9 @@ class Checkpoints:
       max_to_keep: how many of the newest stay; two at least, as one may turn out damaged.
       best_metric: key in the metrics given to `save`; the checkpoint with the highest stays too.
       read_only: nothing in the folder is touched, so that it may be another run's that is at work.
+
+    Attributes:
+      digest_seconds: what the digests of the last `save` took; training waits for them.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Checkpoints:
         python_logging.getLogger("asyncio").setLevel("CRITICAL")
         sys.excepthook, sys.unraisablehook = _quiet, _quiet_in_native
         self.directory, self._size = epath.Path(directory), 0
+        self.digest_seconds = 0.0
         policies: list[preservation_policy.PreservationPolicy] = [
             preservation_policy.LatestN(max(max_to_keep, 2))
         ]
@@ -154,7 +159,9 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         arrays = {"model": dict(model)} | ({} if optimizer is None else {"optimizer": optimizer})
+        since = time.perf_counter()
         metadata = {**metadata, _DIGESTS: {k: digests.of_tree(v) for k, v in arrays.items()}}
+        self.digest_seconds = time.perf_counter() - since
         metadata[_CHECKSUM] = _checksum(metadata)
         items: dict[str, Any] = {
             name: ocp.args.StandardSave(value) for name, value in arrays.items()

@@ -7,12 +7,12 @@ import jax
 
 
 def in_use() -> dict[str, float]:
-    """Bytes: `host_memory` of this process, `device_memory_peak` of its fullest device, where they
-    are known."""
+    """Bytes, where they are known: `host_memory` of this process without the files that it has
+    mapped, `device_memory_peak` of its fullest device."""
     found = {}
     try:
-        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-        found["host_memory"] = float(pages * os.sysconf("SC_PAGE_SIZE"))
+        resident, shared = map(int, pathlib.Path("/proc/self/statm").read_text().split()[1:3])
+        found["host_memory"] = float((resident - shared) * os.sysconf("SC_PAGE_SIZE"))
     except OSError:  # not Linux
         pass
     peaks = [

@@ -243,6 +243,12 @@ class DataSettings:
         low=0,
         high=1,
     )
+    skip: tuple[tuple[int, int], ...] = setting(
+        (),
+        "(first, last) steps whose batches are left out, numbered as the log does; later ones move "
+        "up: for data that hurt",
+        low=1,
+    )
     num_workers: int = setting(
         4, "worker processes that prepare batches; 0 = threads of this process", low=0, local=True
     )

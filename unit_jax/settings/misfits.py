@@ -1,5 +1,6 @@
 """Settings that are right by themselves and do not go together."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +30,13 @@ def misfits(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
             ("data.crop_min", "data.crop_max"),
             f"config.data.crop_min: {data.crop_min} is more than config.data.crop_max = "
             f"{data.crop_max}",
+        )
+    if any(first > last for first, last in data.skip) or any(
+        last >= first for (_, last), (first, _) in itertools.pairwise(data.skip)
+    ):
+        yield (
+            ("data.skip",),
+            f"config.data.skip: {data.skip} are not (first, last) steps in rising order",
         )
     specs = settings.tasks
     for index, count in Counter(spec.index for spec in specs.values()).items():

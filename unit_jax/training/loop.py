@@ -185,7 +185,7 @@ def _train(
                     session.before_saving()
                     metrics = evaluation and evaluation.metrics
                     save(checkpoints, run, step, state, metrics, pending)
-                    journal.event("saving", step=step)
+                    journal.event("saving", step=step, digest_seconds=checkpoints.digest_seconds)
                     log.sync()
                     log.restart_clock()
             log.say(

@@ -40,7 +40,7 @@ class TooManyBadSteps(FloatingPointError):
         super().__init__(
             f"{count} steps in a row changed nothing, the last at step {step}: {cause} not finite "
             f"({task}); resume from the newest checkpoint with a lower learning rate, or look for "
-            "broken examples"
+            "broken examples and leave them out (config.data.skip)"
         )
 
 
