@@ -125,7 +125,7 @@ def failing(folder: pathlib.Path, tests: str) -> list[str] | None:
     )  # fmt: skip
     if run.returncode == 0:
         return []
-    names = re.findall(r"^FAILED (\S+)", run.stdout, re.M)
+    names = re.findall(r"^FAILED (.+?)(?: - .*)?$", run.stdout, re.M)
     return names if run.returncode == 1 and names else None
 
 

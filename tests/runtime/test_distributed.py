@@ -17,7 +17,7 @@ from etils import epath
 from tests import ROOT, tiny, two_processes
 from unit_jax import run as run_lib
 from unit_jax.evaluation import submissions
-from unit_jax.runtime import distributed, last_words
+from unit_jax.runtime import checkpoints, distributed, last_words
 from unit_jax.settings import DistributedSettings
 
 # Sums over devices of two processes run in another order than over those of one.
@@ -180,6 +180,28 @@ def test_the_last_line_and_when_it_is_said(tmp_path):
             [sys.executable, "-S", last_words.__file__], input=said, capture_output=True, text=True
         )
         assert helper.stderr == printed
+
+
+def test_a_process_lost_in_the_middle_of_a_save_is_not_told_as_a_full_disk(tmp_path, monkeypatch):
+    """orbax wraps what the runtime says."""
+    saved = checkpoints.Checkpoints(tmp_path)
+
+    def failing() -> None:
+        try:
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE: task 1 is gone\nmore")
+        except jax.errors.JaxRuntimeError as error:
+            raise TimeoutError("Timed out while waiting for a barrier") from error
+
+    monkeypatch.setattr(saved._manager, "wait_until_finished", failing)
+    with pytest.raises(checkpoints.NotWritten):  # alone, nobody can be lost
+        saved.wait()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(TimeoutError) as error:
+        saved.wait()
+    assert distributed.broken_exchange(error.value) == "UNAVAILABLE: task 1 is gone"
+    assert distributed.broken_exchange(ValueError("UNKNOWN: Error writing")) == ""
+    monkeypatch.undo()
+    saved.close()
 
 
 @pytest.mark.parametrize("kind", [ValueError, OSError, zipfile.BadZipFile])

@@ -1,10 +1,11 @@
-"""A whole command and what happens to machines: a stop, a second run, a full disk.
+"""A whole command and what happens to machines: a stop, a second run, a hang, a full disk.
 
 All are slow: each starts several processes.
 """
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -85,6 +86,41 @@ def test_stops_while_compiling_and_training_and_a_second_run(data_dir, tmp_path)
     out, err = first.communicate(timeout=60)
     assert first.returncode == exits.STOPPED and time.monotonic() - since < 30
     assert errors(err) == [] and "which is saved; the same command goes on from there" in out
+
+
+def test_a_loader_that_hangs_ends_the_run_and_its_workers(data_dir, tmp_path):
+    """Its worker process is frozen: all stacks, then a code of its own; nobody is left behind."""
+    flags = ("--config.data.num_workers=1", "--config.train.stuck_report=20",
+             "--config.train.stuck_limit=40", "--config.train.steps=100000")  # fmt: skip
+    run = start(data_dir, tmp_path / "run", *flags)
+    until(run, tmp_path / "run", "training", 3)
+    workers = children(run.pid)
+    assert workers
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
+    assert run.wait(timeout=200) == exits.STUCK
+    for worker in workers:
+        os.kill(worker, signal.SIGCONT)
+    err = run.communicate(timeout=30)[1]  # they have the other ends of its pipes
+    told = [line for line in err.splitlines() if line.startswith("nothing has moved for ")]
+    assert "it ends after 40 s" in told[0] and told[1].endswith("the stacks of all threads:")
+    assert "exit code 5" in told[1] and "most recent call first" in err
+    deadline = time.monotonic() + 30
+    while any(map(is_there, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def children(pid: int) -> list[int]:
+    threads = pathlib.Path(f"/proc/{pid}/task").iterdir()
+    return [int(word) for path in threads for word in (path / "children").read_text().split()]
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in pathlib.Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_a_disk_of_two_megabytes(data_dir, tmp_path):

@@ -319,6 +319,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax, tensorstore and file systems raise many kinds
+            if distributed.broken_exchange(error):
+                raise  # nothing is wrong with the disk: another process was lost meanwhile
             reason = _in_short(error)
             if not paths.is_remote(self.directory):
                 free = _free(self.directory)

@@ -234,8 +234,8 @@ class LastWords:
         if self._helper is None:
             return
         told = str(error).strip().partition("\n")[0] or type(error).__name__
-        if _STATUS.match(told):  # of the runtime: an exchange between processes has failed
-            told = f"{self._others} was lost ({told})"
+        if reason := broken_exchange(error):
+            told = f"{self._others} was lost ({reason})"
         elif isinstance(error, ValueError | FloatingPointError) or exits.is_full(error):
             print(f"error: {error}", file=sys.stderr)
         else:
@@ -254,7 +254,20 @@ class LastWords:
 
 
 # How messages of XLA's runtime begin.
-_STATUS = re.compile(r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED)\b")
+_STATUS = re.compile(
+    r"(UNKNOWN|INTERNAL|UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION)\b"
+)
+
+
+def broken_exchange(error: BaseException | None) -> str:
+    """What the runtime says where an error, or one that led to it, is of an exchange between
+    processes that failed; "" of others, and of a process that is alone."""
+    while error is not None and jax.process_count() > 1:
+        told = str(error).strip().partition("\n")[0]
+        if isinstance(error, jax.errors.JaxRuntimeError) and _STATUS.match(told):
+            return told
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _gather(x: np.ndarray) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 One thread looks at the time since the last sign of life. After `report` seconds it writes all
 threads' stacks to standard error, once; after `limit` it ends the process with exit code STUCK.
-A second guard in native code, which needs no Python lock, does the same a minute later.
+A second guard in native code, which needs no Python lock, does the same a minute later, with exit
+code 1, as it can give no other.
 """
 
 import faulthandler

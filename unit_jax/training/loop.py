@@ -17,7 +17,7 @@ from unit_jax.evaluation import closing, report, submissions, tensorboard
 from unit_jax.evaluation.evaluate import evaluate
 from unit_jax.evaluation.loss import LossStep, losses
 from unit_jax.evaluation.step import Predictor
-from unit_jax.runtime import distributed, exits, partitioning, stopping
+from unit_jax.runtime import distributed, exits, partitioning, stopping, watchdog
 from unit_jax.runtime.checkpoints import FOLDER, Checkpoints, best_step
 from unit_jax.training import best as best_lib
 from unit_jax.training import bundle, compilation, fit
@@ -267,6 +267,7 @@ def compile_ahead(
     done = compilation.compile_all(work, compilation.THREADS)
     for name in tqdm(done, "compiling", len(work), unit="shape", **shown):
         log.has_compiled(name)
+        watchdog.alive("a program is compiled")
     programs = log.compiled.programs - before
     log.say(
         f"{programs} programs for {len(work)} combinations of task and shape in training and "
