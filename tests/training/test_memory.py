@@ -1,4 +1,4 @@
-"""A long run keeps its memory. Slow: 2,000 steps and 20 evaluations of a tiny run."""
+"""A long run keeps its memory, and digests cost it little. Slow: 2,000 steps and 20 evaluations."""
 
 import json
 
@@ -12,7 +12,7 @@ GROWTH = 16 * 2**20  # bytes that the last quarter may have more than the second
 
 
 @pytest.mark.slow
-def test_host_memory_is_flat_over_steps_and_evaluations(tmp_path):
+def test_memory_is_flat_over_steps_and_evaluations_and_digests_cost_little(tmp_path):
     data_dir = tiny.make_data(tmp_path, chaos.TASKS)
     flags = dict(steps=STEPS, eval_every=100, checkpoint_every=200, log_every=10)
     workdir, log = tmp_path / "run", tmp_path / "log.txt"
@@ -24,10 +24,17 @@ def test_host_memory_is_flat_over_steps_and_evaluations(tmp_path):
     except BaseException:
         run.kill()
         raise
-    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines, events = (
+        [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+        for name in ("metrics.jsonl", "events.jsonl")
+    )
     assert sum("coco/AP" in line for line in lines) == 20
     memory = np.array([line[MEMORY] for line in lines if MEMORY in line])
     quarter = len(memory) // 4
     middle, end = np.median(memory[quarter : 2 * quarter]), np.median(memory[-quarter:])
     print(f"{middle / 2**20:.0f} MiB in the second quarter, {end / 2**20:.0f} in the last")
     assert end - middle < GROWTH
+    spent = sum(event.get("digest_seconds", 0) for event in events)
+    share = spent / (events[-1]["time"] - events[0]["time"])
+    print(f"digests: {100 * share:.2f} % of the run")
+    assert 0 < share < 0.02
