@@ -55,6 +55,7 @@ def test_all_go_on_when_all_are_there_in_whatever_order(capsys, monkeypatch):
     [
         (((0, 3, 0), (1, 3, 0)), "process 2 of 3 never came, for 1 seconds"),
         (((0, 3, 0), (1, 3, 0), (1, 3, 0.1)), "two processes have the number 1: pid"),
+        (((0, 2, 0), (0, 2, 0.3)), "two processes have the number 0: pid"),
         (((0, 2, 0), (1, 3, 0)), "process 1 .* counts 3 processes, process 0 .* counts 2"),
     ],
 )

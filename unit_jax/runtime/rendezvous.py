@@ -28,7 +28,12 @@ def meet(coordinator: str, processes: int, process: int, patience: float) -> Non
     me["pid"] = os.getpid()
     deadline = time.monotonic() + patience
     if process == 0:
-        _listen(int(port), me, deadline, patience)
+        try:
+            _listen(int(port), me, deadline, patience)
+        except OSError:
+            if told := _told_by_another(int(port), me):
+                raise ValueError(_line(told)) from None
+            raise
     else:
         _report((host.strip("[]"), int(port)), me, deadline, patience)
 
@@ -83,6 +88,16 @@ def _listen(port: int, me: dict[str, Any], deadline: float, patience: float) -> 
                 connection.recv(1)
     if problem:
         raise ValueError(_line(problem))
+
+
+def _told_by_another(port: int, me: dict[str, Any]) -> str:
+    """What another process 0 that listens on this host says of this one; "" where none does."""
+    with contextlib.suppress(OSError), socket.create_connection(("localhost", port), 2) as other:
+        other.sendall(json.dumps(me).encode() + b"\n")
+        answer = _read(other, 2)
+        if isinstance(answer, dict):
+            return str(answer.get("error", ""))
+    return ""
 
 
 def _report(address: tuple[str, int], me: dict[str, Any], deadline: float, patience: float) -> None:
