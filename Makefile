@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: docs screenshot demo demo-fresh demo-weights test test-slow chaos mutants coverage parity parity-files \
+.PHONY: docs screenshot demo demo-fresh demo-weights test check-types test-slow chaos mutants coverage parity parity-files \
 	lint lock clean
 
 demo: $(VENV)/.installed
@@ -33,6 +33,10 @@ demo-fresh:
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest $(PARALLEL)
+
+# The suite, with all arrays checked against their annotations (tests/annotations.py).
+check-types: $(VENV)/.installed
+	UNIT_JAX_CHECK_TYPES=1 $(BIN)/python -m pytest $(PARALLEL)
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -m slow $(PARALLEL)

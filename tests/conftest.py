@@ -18,6 +18,11 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 import jax  # noqa: E402  (the flags above must come first)
 import pytest  # noqa: E402
 
+if os.environ.get("UNIT_JAX_CHECK_TYPES"):
+    from tests import annotations
+
+    annotations.install()
+
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

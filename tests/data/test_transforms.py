@@ -119,9 +119,8 @@ def test_normalised_boxes_are_the_references():
 def test_evaluation_is_the_references_inference_transform():
     image = REFERENCE["coco/image"]
     height, width = image.shape[:2]
-    plan = transforms.plan(
-        "detr", [height], [width], settings(eval_short_side=64, eval_max_side=90)
-    )
+    small = settings(eval_short_side=64, eval_max_side=90)
+    plan = transforms.plan("detr", np.asarray([height]), np.asarray([width]), small)
     pixels, objects = apply(image, loaded(), plan, 0)
     expected = REFERENCE["coco/inference_64_max90/image_out"].transpose(1, 2, 0)
     expected = (expected * STD + MEAN) * 255

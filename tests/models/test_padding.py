@@ -51,7 +51,7 @@ def random_examples(task: str, sizes, rng) -> Batch:
     spec, n = TASKS[task], len(sizes)
     batch = Batch(task, images=[rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes])
     if spec.has_text:
-        texts = [(rng.integers(1, 50, k), k // 2) for k in rng.integers(3, TOKENS + 1, n)]
+        texts = [(rng.integers(1, 50, k), int(k) // 2) for k in rng.integers(3, TOKENS + 1, n)]
         ids, mask, segments = batching.pad_texts(texts, TOKENS)
         batch = batch.replace(input_ids=ids, token_mask=mask, segment_ids=segments)
     if spec.output == "objects":

@@ -73,7 +73,7 @@ def check_buckets(
 
 
 def pad_images(
-    images: Sequence[UInt8[np.ndarray, "height width 3"]], bucket: Bucket
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]], bucket: Bucket
 ) -> tuple[UInt8[np.ndarray, "batch bucket_height bucket_width 3"], Int[np.ndarray, "batch 2"]]:
     """Images in the top-left corners of a zero batch, and their (height, width)."""
     padded = np.zeros((len(images), *bucket, 3), np.uint8)
@@ -83,7 +83,7 @@ def pad_images(
 
 
 def pad_texts(
-    texts: Sequence[tuple[Int[np.ndarray, "tokens"], int]], max_tokens: int
+    texts: Sequence[tuple[Int[np.ndarray, "_"], int]], max_tokens: int
 ) -> tuple[
     Int[np.ndarray, "batch max_tokens"],
     Bool[np.ndarray, "batch max_tokens"],

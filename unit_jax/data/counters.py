@@ -29,16 +29,16 @@ def mix(*keys: int | str | np.ndarray) -> UInt64[np.ndarray, "..."]:
     return state
 
 
-def _finalise(z: UInt64[np.ndarray, "..."]) -> UInt64[np.ndarray, "..."]:
+def _finalise(z: UInt64[np.ndarray, "..."] | np.uint64) -> UInt64[np.ndarray, "..."]:
     z = z + _INCREMENT
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    return np.asarray(z ^ (z >> np.uint64(31)))  # of one number NumPy would make a scalar
 
 
 def uniform(bits: UInt64[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """float64 in [0, 1) from the upper 53 bits."""
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return np.asarray((bits >> np.uint64(11)) * 2.0**-53)
 
 
 def integers(
@@ -46,4 +46,5 @@ def integers(
 ) -> Int[np.ndarray, "..."]:
     """int64 in [low, high], both included."""
     low = np.asarray(low, np.int64)
-    return low + (uniform(bits) * (np.asarray(high, np.int64) - low + 1)).astype(np.int64)
+    above = uniform(bits) * (np.asarray(high, np.int64) - low + 1)
+    return np.asarray(low + above.astype(np.int64))

@@ -29,7 +29,7 @@ def bag_of_words(
     ids: Sequence[Sequence[int]],
     vocabulary_size: int,
     decay: float = 1e-4,
-) -> Scores:
+) -> Float[np.ndarray, "texts labels"]:
     """Logits of multinomial logistic regression on which words occur.
 
     Args:

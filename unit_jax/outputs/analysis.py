@@ -28,7 +28,7 @@ class Analysis:
     counts: Int[np.ndarray, "classes"]
     values: Float[np.ndarray, "classes"]
     confusion: Int[np.ndarray, "names names"]
-    faults: Float[np.ndarray, "examples"]
+    faults: Float[np.ndarray, "examples"] | Int[np.ndarray, "examples"]
 
     def worst(self, count: int) -> list[int]:
         """The examples that are most wrong, worst first; right ones never."""
@@ -67,7 +67,7 @@ class Analysis:
 def of_labels(
     said: Int[np.ndarray, "examples"],
     true: Int[np.ndarray, "examples"],
-    faults: Float[np.ndarray, "examples"],
+    faults: Float[np.ndarray, "examples"] | Int[np.ndarray, "examples"],
     names: Sequence[str],
 ) -> Analysis:
     """The analysis of one label an example; true ones that are unknown (-1) are left out.

@@ -25,7 +25,7 @@ def cross_entropy(
 
 def binary_cross_entropy(
     logits: Float[Array, "layers batch answers"],
-    answer_scores: Float[AnyArray, "batch answers"],
+    answer_scores: Float[AnyArray, "batch _"],
     task: str,
 ) -> tuple[Float[Array, ""], Terms]:
     """Binary cross-entropy of every answer against its score, summed over answers (the reference's

@@ -207,7 +207,7 @@ def confusion(
     num_labels: int,
     min_score: float = 0.5,
     min_iou: float = 0.5,
-) -> tuple[Int[np.ndarray, "classes+1 classes+1"], Int[np.ndarray, "images"]]:
+) -> tuple[Int[np.ndarray, "classes_and_nothing classes_and_nothing"], Int[np.ndarray, "images"]]:
     """Which class was taken for which, and the number of faults of each image.
 
     In each image the detections choose in the order of their scores, each the free object of any

@@ -32,15 +32,15 @@ def box_area(boxes_xyxy: Float[Array, "*dims 4"]) -> Float[Array, "*dims"]:
     return size[..., 0] * size[..., 1]
 
 
-def box_iou(a: Float[Array, "*dims 4"], b: Float[Array, "*dims 4"]) -> Float[Array, "*dims"]:
+def box_iou(a: Float[Array, "*#dims 4"], b: Float[Array, "*#dims 4"]) -> Float[Array, "..."]:
     """Intersection over union of xyxy boxes, element by element (leading axes broadcast)."""
     intersection, union = _intersection_and_union(at_least_float32(a), at_least_float32(b))
     return _ratio(intersection, union)
 
 
 def generalized_box_iou(
-    a: Float[Array, "*dims 4"], b: Float[Array, "*dims 4"]
-) -> Float[Array, "*dims"]:
+    a: Float[Array, "*#dims 4"], b: Float[Array, "*#dims 4"]
+) -> Float[Array, "..."]:
     """Generalised IoU of xyxy boxes, element by element (leading axes broadcast).
 
     IoU minus the share of the smallest enclosing box that neither covers: in (-1, 1], 1 for equal
@@ -55,15 +55,15 @@ def generalized_box_iou(
 
 
 def pairwise_box_iou(
-    a: Float[Array, "*dims n 4"], b: Float[Array, "*dims m 4"]
-) -> Float[Array, "*dims n m"]:
+    a: Float[Array, "*#dims n 4"], b: Float[Array, "*#dims m 4"]
+) -> Float[Array, "*_ n m"]:
     """Intersection over union of every xyxy box of `a` with every one of `b`."""
     return box_iou(a[..., :, None, :], b[..., None, :, :])
 
 
 def pairwise_generalized_box_iou(
-    a: Float[Array, "*dims n 4"], b: Float[Array, "*dims m 4"]
-) -> Float[Array, "*dims n m"]:
+    a: Float[Array, "*#dims n 4"], b: Float[Array, "*#dims m 4"]
+) -> Float[Array, "*_ n m"]:
     """Generalised IoU of every xyxy box of `a` with every one of `b`."""
     return generalized_box_iou(a[..., :, None, :], b[..., None, :, :])
 

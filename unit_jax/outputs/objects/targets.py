@@ -49,7 +49,7 @@ class ObjectTargets(struct.PyTreeNode):
 
 def trained_objects(
     boxes_xywh: Float[np.ndarray, "objects 4"],
-    iscrowd: Bool[np.ndarray, "objects"],
+    iscrowd: Bool[np.ndarray, "objects"] | Int[np.ndarray, "objects"],
     height: int,
     width: int,
 ) -> tuple[Float[np.ndarray, "objects 4"], Bool[np.ndarray, "objects"]]:
