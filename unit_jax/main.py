@@ -42,6 +42,7 @@ TASKS = flags.DEFINE_string("tasks", "", "eval, predict: which tasks, with comma
 
 
 def main(argv: list[str]) -> int:
+    """Runs what the flags say; returns the exit code."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
     logging.set_verbosity(logging.WARNING)  # libraries' notes are not for the terminal

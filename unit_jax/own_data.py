@@ -183,6 +183,7 @@ def is_text(options: Mapping[str, Any]) -> bool:
 
 
 def has_image(options: Mapping[str, Any]) -> bool:
+    """Whether the examples have images: all formats but a table without a column for them."""
     return options["format"] != "table" or bool(options.get("image"))
 
 

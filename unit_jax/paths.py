@@ -8,11 +8,12 @@ from etils import epath
 
 
 def is_remote(path: epath.PathLike) -> bool:
+    """Whether the path lies in a bucket (gs://...)."""
     return "://" in os.fspath(path)
 
 
 def absolute(path: epath.PathLike) -> epath.Path:
-    """The path from the root. (epath's `resolve` takes gs://BUCKET for a folder's name.)"""
+    """The path from the root; epath's `resolve` takes gs://BUCKET for a folder's name."""
     path = epath.Path(path)
     return path if is_remote(path) else path.resolve()
 

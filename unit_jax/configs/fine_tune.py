@@ -1,4 +1,4 @@
-"""Fine-tuning on your own data. Copy this file, change the lines marked <--, and run
+"""Fine-tuning on your own data: copy this file, change the lines marked <--, and run it.
 
     unit-jax train --config=fine_tune.py --workdir=runs/mine --dry_run
     unit-jax train --config=fine_tune.py --workdir=runs/mine

@@ -61,8 +61,10 @@ def start_from(
     Args:
       fresh: initial parameters and statistics by path.
       model: names of labels and tokens; None = not known.
+
     Returns:
       The same paths, shapes and dtypes with the loaded values, and a report per source.
+
     Raises:
       ValueError: a file is missing, damaged, or does not fit; lists every entry that does not.
     """

@@ -104,6 +104,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:
 
     Args:
       path: a working folder (its newest step) or a step's folder.
+
     Raises:
       ValueError: there is none, or it is unreadable.
     """

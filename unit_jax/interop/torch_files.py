@@ -80,9 +80,11 @@ def open_state_dict(path: str | os.PathLike) -> StateDict:
 
     Args:
       path: .pth, .pt, .ckpt, .bin or .safetensors file, or a tar that holds one.
+
     Returns:
       Names and arrays as stored (any dtype; bfloat16 as ml_dtypes.bfloat16). Arrays may be
       read-only, strided views, and share memory where the file's tensors share a storage.
+
     Raises:
       ValueError: damaged file, unknown format, refused object, or entries that are no tensors;
         the message names the file.
@@ -304,6 +306,7 @@ def save_safetensors(
       path: file to write; its folder must exist.
       arrays: any shapes and strides, the dtypes of `_SAFETENSORS`.
       metadata: text to store beside them.
+
     Raises:
       ValueError: another dtype.
     """

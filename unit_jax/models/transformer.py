@@ -177,6 +177,7 @@ def layer_norm(
     bias: Float[Array, "width"],
     eps: float,
 ) -> Float[Array, "... width"]:
+    """Layer normalisation over the last axis, computed in float32 at least."""
     y = at_least_float32(x)
     y = y - y.mean(-1, keepdims=True)
     y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + eps)

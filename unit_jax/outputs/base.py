@@ -182,8 +182,8 @@ class Output(abc.ABC):
 
     @abc.abstractmethod
     def head(self, settings: ModelSettings, rngs: nnx.Rngs) -> nnx.Module:
-        """The head: called as head(hidden_states [layers, batch, queries, width], dropout keys),
-        it returns `Outputs`."""
+        """The module that is called with hidden states [layers, batch, queries, width] and dropout
+        keys, and returns `Outputs`."""
 
     def costs(
         self, outputs: Outputs, targets: Any, settings: LossSettings

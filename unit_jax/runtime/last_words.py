@@ -11,6 +11,7 @@ import sys
 
 
 def main() -> None:
+    """Reads lines until the process that writes them ends, and prints the last one."""
     said = None
     for line in sys.stdin:
         try:

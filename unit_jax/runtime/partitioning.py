@@ -86,6 +86,7 @@ def abstract_mesh(settings: MeshSettings, devices: int) -> AbstractMesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -51,6 +51,7 @@ PARTS = ("ms", "ms_input", "ms_matching", "ms_device")
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Measures the sides that the options ask for, and prints a table."""
     options = parse(argv)
     settings = steps.load_settings(options)
     if settings.model.dtype == "float32":
@@ -93,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -207,6 +209,7 @@ def with_rates(times: dict[str, float], flops: float, settings: Settings) -> dic
 
 
 def describe_machine() -> str:
+    """Devices, processor cores and version of JAX in a line."""
     devices = jax.devices()
     return (
         f"{len(devices)} x {devices[0].device_kind} ({platform.machine()}, {os.cpu_count()} CPU "

@@ -1,7 +1,7 @@
-"""Compiles a run's programs for a TPU slice, on a machine without a TPU; no data needed.
+r"""Compiles a run's programs for a TPU slice, on a machine without a TPU; no data needed.
 
 unit-jax compile-for-tpu --config configs/unit.py --topology v5e:2x4
-unit-jax compile-for-tpu --topology v5p:2x2x2 --tasks coco,vqa2,qnli --images_per_chip 2 \\
+unit-jax compile-for-tpu --topology v5p:2x2x2 --tasks coco,vqa2,qnli --images_per_chip 2 \
     --set model.dtype=bfloat16 --json report.json
 
 It needs XLA's TPU compiler: pip install 'unit-jax[tpu]'. A line per program: of a task's gradients
@@ -46,6 +46,7 @@ STEP = ("forward", "backward", "gradients", "update")
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -345,6 +346,7 @@ HEADER = (
 
 
 def print_row(row: dict[str, Any], header: bool) -> None:
+    """A row of the table of programs, after the header if it is the first."""
     if header:
         print(HEADER + "\n|" + " --- |" * 3 + " ---: |" * 13 + " --- |")
     shape = "x".join(map(str, (row.get("examples_per_chip", "?"), *row["bucket"])))
@@ -374,6 +376,7 @@ def print_row(row: dict[str, Any], header: bool) -> None:
 
 
 def print_mixture(mean: dict[str, float] | None) -> None:
+    """The mean step; None = a program did not compile."""
     if mean is None:
         print("\nmixture: no mean, for a program did not compile")
         return
@@ -385,6 +388,7 @@ def print_mixture(mean: dict[str, float] | None) -> None:
 
 
 def print_limits(limit: dict[str, dict[str, Any]], head: str) -> None:
+    """How many examples of each task a chip can hold, and what holds the next."""
     print(f"\nexamples a chip can hold ({head}):")
     for task, own in limit.items():
         how = "compiled" if own.get("compiled") else "by proportion"

@@ -31,6 +31,7 @@ CACHE = "JAX_COMPILATION_CACHE_DIR"
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -43,6 +43,7 @@ def go_back(workdir: epath.Path, step: int) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="unit-jax go-back",
         description=__doc__,

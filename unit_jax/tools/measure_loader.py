@@ -37,6 +37,7 @@ DISTINCT = 32  # pictures; more files repeat them
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -57,6 +58,7 @@ def main() -> None:
 
 
 def show(title: str, columns: list[str], rows: Iterable[tuple[str, ...]]) -> None:
+    """Prints a table."""
     table = rich.table.Table(title=title)
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")

@@ -38,6 +38,7 @@ SAME_LOSS = 1e-5  # relative; the programs are fused differently
 
 
 def main(argv: list[str] | None = None) -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

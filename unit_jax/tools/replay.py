@@ -73,6 +73,7 @@ def _one(batch: Batch, i: int) -> Batch:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="unit-jax replay", description=__doc__)
     parser.add_argument("bundle", help="folder that a run left in <workdir>/bundles")
     arguments = parser.parse_args(argv)

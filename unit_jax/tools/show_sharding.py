@@ -26,6 +26,7 @@ from unit_jax.training.state import abstract_run
 
 
 def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -90,10 +91,12 @@ def layout(settings: Settings, devices: int | None = None) -> Iterator[str]:
 
 
 def bytes_per_device(leaf: Any) -> int:
+    """Bytes of an array that one device holds."""
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def spec_text(leaf: Any) -> str:
+    """The mesh axes that split each dimension; - = none."""
     spec: PartitionSpec = leaf.sharding.spec
     parts = [*spec, *[None] * (len(leaf.shape) - len(spec))]
     return " ".join("-" if p is None else p if isinstance(p, str) else "*".join(p) for p in parts)

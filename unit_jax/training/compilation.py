@@ -86,7 +86,6 @@ def work(
       state: arrays, or shapes, dtypes and shardings of them.
       training, evaluation: what batches there are.
     """
-
     # Tasks with the same inputs share their update: who comes second waits, and finds it compiled.
     one_at_a_time = threading.Lock()
 

@@ -112,6 +112,7 @@ def read(name: str, options: Mapping[str, Any]) -> Declared:
 
 
 def source_of(declared: Declared, split: str) -> str:
+    """The path that a split comes from: its own, else that of train."""
     return str(declared.options.get(split) or declared.options["train"])
 
 

@@ -175,6 +175,8 @@ class Glue(base.RecordSource):
 
 
 class Qnli(Glue):
+    """Whether a sentence answers a question."""
+
     name = "qnli"
     folder, tfds_config = "QNLI", "qnli"
     published = {"train": 104_743, "val": 5_463, "test": 5_463}
@@ -209,6 +211,8 @@ class Mnli(Glue):
 
 
 class Qqp(Glue):
+    """Whether two questions ask the same."""
+
     name = "qqp"
     folder, tfds_config = "QQP", "qqp"
     published = {"train": 363_846, "val": 40_430, "test": 390_965}
@@ -220,6 +224,8 @@ class Qqp(Glue):
 
 
 class Sst2(Glue):
+    """Whether a sentence of a review is positive."""
+
     name = "sst2"
     folder, tfds_config = "SST-2", "sst2"
     published = {"train": 67_349, "val": 872, "test": 1_821}

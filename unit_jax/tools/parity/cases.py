@@ -279,4 +279,5 @@ def make_batch(spec: TaskSpec, inputs: Mapping[str, Any], rows: slice = slice(No
 
 
 def concatenate(parts: Sequence[Any], axis: int) -> Any:
+    """Pytrees of equal structure as one, along an axis of their leaves."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *parts)

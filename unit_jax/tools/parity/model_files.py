@@ -189,6 +189,7 @@ def exact_sides(build: Callable[[str], Case], batches: list[Batch]) -> Sides:
 
 
 def attribute_logits(model: Unit, spec: TaskSpec) -> detection.AttributeLogits | None:
+    """The attribute head of a task, None where it has none."""
     return cast(Any, model.heads[spec.name]).attributes if spec.num_attributes else None
 
 
@@ -265,6 +266,7 @@ def check_model(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Generator
 
 
 def datasets_of(data: Mapping[str, np.ndarray]) -> list[str]:
+    """The data sets that a file records, in its order."""
     return list(dict.fromkeys(key.split("/")[0] for key in data if "/in/" in key))
 
 
@@ -369,6 +371,7 @@ def compare(
 
 
 def check_output(table: Table, key: str, results: Results, reference: np.ndarray, gap) -> None:
+    """Compares one recorded output with ours."""
     outputs, *name = results.outputs, *key.split("/")[1:]
     layer = -1
     if name[0] == "aux":

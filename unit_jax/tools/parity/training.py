@@ -47,6 +47,7 @@ def check_training(path: pathlib.Path, data: Mapping[str, np.ndarray]) -> Iterat
 
 
 def training_batch(meta: Mapping, case: Case, dataset: str) -> Batch:
+    """The recorded batch of a data set."""
     given = meta["inputs"]
     inputs = recipe.make_inputs(
         given["case"],

@@ -61,6 +61,8 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
+    """The backbone."""
+
     def __init__(self, settings):
         super().__init__()
         self.conv1 = nn.Conv2d(3, settings.width, 7, 2, 3, bias=False)
@@ -106,6 +108,8 @@ class Layer(nn.Module):
 
 
 class EncoderLayer(Layer):
+    """Self-attention and feed-forward."""
+
     def __init__(self, width, settings):
         super().__init__(width, settings, crosses=False)
 
@@ -117,6 +121,8 @@ class EncoderLayer(Layer):
 
 
 class DecoderLayer(Layer):
+    """Self-attention of the queries, cross-attention, feed-forward."""
+
     def __init__(self, width, settings):
         super().__init__(width, settings, crosses=True)
 
@@ -306,6 +312,8 @@ class Unit(nn.Module):
 
 
 class AttributeHead(nn.Module):
+    """Attribute logits of hidden states and their classes."""
+
     def __init__(self, spec: TaskSpec, width: int):
         super().__init__()
         self.cls_embed = nn.Embedding(spec.num_labels + 1, 256)

@@ -18,6 +18,7 @@ from unit_jax.tools.speed.torch_model import Unit
 
 
 def corners(boxes):
+    """(centre x, centre y, width, height) to (left, top, right, bottom)."""
     return torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], -1)
 
 

@@ -55,6 +55,7 @@ def read_text(path: pathlib.Path, problems: base.Problems) -> str:
 
 
 def is_image(path: pathlib.Path) -> bool:
+    """Whether the name is that of an image (and no shadow file of macOS)."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith("._")
 
 
