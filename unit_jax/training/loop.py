@@ -12,9 +12,10 @@ from etils import epath
 from tqdm import tqdm
 
 from unit_jax import run as run_lib
+from unit_jax.batch import Batch
 from unit_jax.data import batching, loader
 from unit_jax.evaluation import closing, report, submissions, tensorboard
-from unit_jax.evaluation.evaluate import evaluate
+from unit_jax.evaluation.evaluate import Evaluation, evaluate
 from unit_jax.evaluation.loss import LossStep, losses
 from unit_jax.evaluation.step import Predictor
 from unit_jax.runtime import distributed, exits, partitioning, stopping, watchdog
@@ -78,9 +79,9 @@ def train(
 
     Evaluates and saves on their cadences and ends with the report. `train.stop_after` may end it
     before, see `best`; then, and with `train.report_best`, the report is the best checkpoint's,
-    which is saved whatever the cadence. Ctrl-C or SIGTERM saves after the step at hand (of several
-    processes: after the next one that is logged, as all must stop at the same) and returns
-    exits.STOPPED; a run that is finished prints its report again.
+    which is saved whatever the cadence. Ctrl-C or SIGTERM saves after the step at hand and returns
+    exits.STOPPED. Several processes stop after the next step that is logged, so that all stop after
+    the same one. A run that is finished prints its report again.
 
     Raises:
       ValueError: see `start`; another run holds the folder; a checkpoint could not be written.
@@ -100,117 +101,193 @@ def _train(
     last_words: distributed.LastWords,
     session: session_lib.Session,
 ) -> int:
-    settings, journal = run.settings.train, session.journal
-    journal.status("starting")
-    optimizer = optim.Optimizer(run.settings.optimizer, settings.steps)
+    settings = run.settings.train
+    session.journal.status("starting")
     checkpoints = Checkpoints(
         workdir / FOLDER, settings.max_to_keep, run_lib.best_metric(run.settings)
     )
     with contextlib.closing(checkpoints):
-        newest = checkpoints.latest_step() or 0
-        best = best_lib.Best(run_lib.best_metric(run.settings), settings.stop_after)
-        best_lib.recall(best, workdir, newest)
-        enough = distributed.any_process(best.exhausted)
-        if (newest == settings.steps or enough) and (workdir / report.FILE).exists():
-            run.check_metadata(checkpoints.metadata(newest), f"{checkpoints.directory}/{newest}")
+        if _is_finished(run, workdir, checkpoints):
             if distributed.is_first():
                 report.show(workdir)
             return exits.DONE
+        loop = Loop(run, workdir, checkpoints, session)
+        loop.go(last_words)
+    step = loop.step
+    if loop.has_more and not loop.enough:
+        if distributed.is_first():
+            print(f"stopped after step {step}, which is saved; the same command goes on from there")
+        return exits.STOPPED
+    if loop.enough and distributed.is_first():
+        print(
+            f"ended after step {step}: {settings.stop_after} evaluations without better {loop.best}"
+        )
+    session.journal.status("reporting", step=step)
+    with stopping.at_once("while reporting"):
+        _report(loop, run, workdir)
+    return exits.DONE
+
+
+def _best_until(run: run_lib.Run, workdir: epath.Path, step: int) -> best_lib.Best:
+    """The best evaluation of the run up to a step."""
+    best = best_lib.Best(run_lib.best_metric(run.settings), run.settings.train.stop_after)
+    best_lib.recall(best, workdir, step)
+    return best
+
+
+def _is_finished(run: run_lib.Run, workdir: epath.Path, checkpoints: Checkpoints) -> bool:
+    """Whether the run has come to its end and has its report.
+
+    Raises:
+      ValueError: it has, but with other settings or data.
+    """
+    newest = checkpoints.latest_step() or 0
+    enough = distributed.any_process(_best_until(run, workdir, newest).exhausted)
+    at_end = newest == run.settings.train.steps or enough
+    if not at_end or not (workdir / report.FILE).exists():
+        return False
+    run.check_metadata(checkpoints.metadata(newest), f"{checkpoints.directory}/{newest}")
+    return True
+
+
+class Loop:
+    """A run that trains; it begins at the newest good checkpoint.
+
+    Attributes:
+      state, step: after the last update, and how many updates are done.
+      best: the best evaluation so far.
+      enough: `train.stop_after` evaluations brought nothing better.
+      evaluation: of `state`; None where it was not evaluated.
+    """
+
+    def __init__(
+        self,
+        run: run_lib.Run,
+        workdir: epath.Path,
+        checkpoints: Checkpoints,
+        session: session_lib.Session,
+    ):
+        self._run, self._workdir, self._settings = run, workdir, run.settings.train
+        self._checkpoints, self._session, self._journal = checkpoints, session, session.journal
+        optimizer = optim.Optimizer(run.settings.optimizer, self._settings.steps)
         target = abstract_state(run, optimizer)
         with distributed.together():
-            checkpoints.check_room(target, settings.max_to_keep)
+            checkpoints.check_room(target, self._settings.max_to_keep)
         fit.check(run.graph, run.settings, run.mesh, target)
-        state, evaluation = start(run, optimizer, checkpoints), None
-        step = int(state.optimizer.step)
-        best = best_lib.Best(best.metric, settings.stop_after)  # up to the checkpoint that is good
-        best_lib.recall(best, workdir, step)
-        enough = distributed.any_process(best.exhausted)
+        self.state = start(run, optimizer, checkpoints)
+        self.step = int(self.state.optimizer.step)
+        self.best = _best_until(run, workdir, self.step)
+        self.enough = distributed.any_process(self.best.exhausted)
+        self.evaluation: Evaluation | None = None
         # A stop that was asked for in the middle of an evaluation left it for now.
-        pending = bool(step) and checkpoints.metadata(step).get(_PENDING, False)
-        journal.event("started", step=step)
-        train_step = TrainStep(run.graph, run.settings, optimizer, run.mesh)
-        predictor = Predictor.of_run(run, state.model)
-        loss_step = LossStep(run) if run.settings.report.validation_loss else None
+        self._pending = bool(self.step) and checkpoints.metadata(self.step).get(_PENDING, False)
+        self._stop = False
+        self._journal.event("started", step=self.step)
+        self._train_step = TrainStep(run.graph, run.settings, optimizer, run.mesh)
+        self.predictor = Predictor.of_run(run, self.state.model)
+        self._loss_step = LossStep(run) if run.settings.report.validation_loss else None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether updates, or an evaluation, are left to do."""
+        return self.step < self._settings.steps or self._pending
+
+    def go(self, last_words: distributed.LastWords) -> None:
+        """Trains until the end, or until somebody asks to stop; what was done is saved."""
+        run, settings = self._run, self._settings
         places = partitioning.rows_of_process(run.mesh, settings.batch_size)
+        log = RunLog(self._workdir, self.step, settings, examples(run), self._journal)
         with (
-            contextlib.closing(RunLog(workdir, step, settings, examples(run), journal)) as log,
-            loader.train_batches(run.settings, run.data, step, places) as batches,
-            session_lib.Profiler(workdir, settings.profile_at) as profiler,
+            contextlib.closing(log),
+            loader.train_batches(run.settings, run.data, self.step, places) as batches,
+            session_lib.Profiler(self._workdir, settings.profile_at) as profiler,
             stopping.graceful() as asked,
             last_words.instead_of_waiting(),
         ):
-            if settings.compile_ahead and step < settings.steps:
-                journal.status("compiling", step=step)
-                with stopping.at_once("while compiling"):
-                    compile_ahead(run, train_step, predictor, state, log)
-            stop = False
-            while (step < settings.steps or pending) and not stop and not enough:
-                evaluation, keep = None, False
-                if not pending:
-                    batch = next(batches)
-                    rows, padding = np.asarray(batch.index), batching.padding_share(batch)
-                    batch = partitioning.to_devices(batch, run.mesh)
-                    with log.program(("train", batch.task, batch.bucket)):
-                        state, logs = train_step(state, batch)
-                    step += 1
-                    with bundle_of(run, state, workdir):
-                        log.step(step, batch.task, logs, settings.batch_size, rows, padding)
-                    last_words.step(step)
-                    profiler.step(step)
-                last = step == settings.steps
-                if jax.process_count() == 1 or step % settings.log_every == 0:
-                    stop = distributed.any_process(asked.is_set())
-                if pending or step % settings.eval_every == 0 or last:
-                    with bundle_of(run, state, workdir):
-                        log.flush(step)
-                    journal.status("evaluating", step=step)
-                    try:
-                        with log.program("evaluate"):
-                            evaluation = evaluate(run, predictor.of(state.model))
-                            held_out = losses(run, loss_step, state.model) if loss_step else {}
-                    except stopping.Interrupted:
-                        stop, pending, evaluation = True, True, None
-                    else:
-                        pending = False
-                        log.write(step, {**evaluation.metrics, **held_out})
-                        if distributed.is_first():
-                            tensorboard.write(run, workdir, step, evaluation)
-                        keep = best.add(step, evaluation.metrics) and reports_best(run)
-                        enough = distributed.any_process(best.exhausted)
-                    log.restart_clock()
-                if step % settings.checkpoint_every == 0 or last or stop or keep or enough:
-                    with bundle_of(run, state, workdir):
-                        log.flush(step)  # too many bad steps end the run before it is saved
-                    journal.status("saving", step=step)
-                    session.before_saving()
-                    metrics = evaluation and evaluation.metrics
-                    save(checkpoints, run, step, state, metrics, pending)
-                    journal.event("saving", step=step, digest_seconds=checkpoints.digest_seconds)
-                    log.sync()
-                    log.restart_clock()
+            self._compile_ahead(log)
+            while self.has_more and not self._stop and not self.enough:
+                self.evaluation, keep = None, False
+                if not self._pending:
+                    self._update(next(batches), log)
+                    last_words.step(self.step)
+                    profiler.step(self.step)
+                if jax.process_count() == 1 or self.step % settings.log_every == 0:
+                    self._stop = distributed.any_process(asked.is_set())
+                if self._pending or self._is_due(settings.eval_every):
+                    keep = self._evaluate(log)
+                if self._is_due(settings.checkpoint_every) or self._stop or keep or self.enough:
+                    self._save(log)
             log.say(
                 f"{log.compiled.programs} programs compiled in {log.compiled.seconds:.0f} s, "
                 f"{log.recompilations} of them after warm-up"
             )
-    if (step < settings.steps or pending) and not enough:
-        if distributed.is_first():
-            print(f"stopped after step {step}, which is saved; the same command goes on from there")
-        return exits.STOPPED
-    if enough and distributed.is_first():
-        print(f"ended after step {step}: {settings.stop_after} evaluations without better {best}")
-    journal.status("reporting", step=step)
-    with stopping.at_once("while reporting"):
-        model = state.model
-        if reports_best(run) and best.value > -math.inf and best.step != step:
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self._settings.steps
+
+    def _compile_ahead(self, log: RunLog) -> None:
+        if self._settings.compile_ahead and self.step < self._settings.steps:
+            self._journal.status("compiling", step=self.step)
+            with stopping.at_once("while compiling"):
+                compile_ahead(self._run, self._train_step, self.predictor, self.state, log)
+
+    def _update(self, batch: Batch, log: RunLog) -> None:
+        rows, padding = np.asarray(batch.index), batching.padding_share(batch)
+        batch = partitioning.to_devices(batch, self._run.mesh)
+        with log.program(("train", batch.task, batch.bucket)):
+            self.state, logs = self._train_step(self.state, batch)
+        self.step += 1
+        with bundle_of(self._run, self.state, self._workdir):
+            log.step(self.step, batch.task, logs, self._settings.batch_size, rows, padding)
+
+    def _evaluate(self, log: RunLog) -> bool:
+        """Evaluates the state; returns whether its checkpoint must be kept."""
+        run, model = self._run, self.state.model
+        with bundle_of(run, self.state, self._workdir):
+            log.flush(self.step)
+        self._journal.status("evaluating", step=self.step)
+        keep = False
+        try:
+            with log.program("evaluate"):
+                evaluation = evaluate(run, self.predictor.of(model))
+                held_out = losses(run, self._loss_step, model) if self._loss_step else {}
+        except stopping.Interrupted:
+            self._stop, self._pending = True, True
+        else:
+            self._pending, self.evaluation = False, evaluation
+            log.write(self.step, {**evaluation.metrics, **held_out})
             if distributed.is_first():
-                print(f"the report is the best checkpoint's: {best}")
-            step = best_step(workdir, best.metric)
-            model, evaluation = run.restored_model(workdir / FOLDER / str(step)), None
-        evaluation = evaluation or evaluate(run, predictor.of(model))
-        closing.write_report(run, predictor.of(model), workdir, evaluation=evaluation)
-        if run.settings.report.predictions:
-            submissions.write_all(run, workdir, "val", evaluation.predictions)
-    return exits.DONE
+                tensorboard.write(run, self._workdir, self.step, evaluation)
+            keep = self.best.add(self.step, evaluation.metrics) and reports_best(run)
+            self.enough = distributed.any_process(self.best.exhausted)
+        log.restart_clock()
+        return keep
+
+    def _save(self, log: RunLog) -> None:
+        with bundle_of(self._run, self.state, self._workdir):
+            log.flush(self.step)  # too many bad steps end the run before it is saved
+        self._journal.status("saving", step=self.step)
+        self._session.before_saving()
+        metrics = self.evaluation and self.evaluation.metrics
+        save(self._checkpoints, self._run, self.step, self.state, metrics, self._pending)
+        seconds = self._checkpoints.digest_seconds
+        self._journal.event("saving", step=self.step, digest_seconds=seconds)
+        log.sync()
+        log.restart_clock()
+
+
+def _report(loop: Loop, run: run_lib.Run, workdir: epath.Path) -> None:
+    """Writes the report of the last state or of the best one, and files of predictions."""
+    model, evaluation, best = loop.state.model, loop.evaluation, loop.best
+    if reports_best(run) and best.value > -math.inf and best.step != loop.step:
+        if distributed.is_first():
+            print(f"the report is the best checkpoint's: {best}")
+        step = best_step(workdir, best.metric)
+        model, evaluation = run.restored_model(workdir / FOLDER / str(step)), None
+    evaluation = evaluation or evaluate(run, loop.predictor.of(model))
+    closing.write_report(run, loop.predictor.of(model), workdir, evaluation=evaluation)
+    if run.settings.report.predictions:
+        submissions.write_all(run, workdir, "val", evaluation.predictions)
 
 
 _PENDING = "evaluation_pending"  # in a checkpoint's metadata
