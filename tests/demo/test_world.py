@@ -22,8 +22,8 @@ from sklearn.linear_model import LogisticRegression
 from tokenizers import BertWordPieceTokenizer
 
 from tests import ROOT
+from unit_jax.demo import glue, world
 from unit_jax.demo import texts as demo_text
-from unit_jax.demo import world
 from unit_jax.demo.scenes import (
     COLORS,
     HELD_OUT,
@@ -59,7 +59,7 @@ def texts() -> dict[str, list[tuple[str, str, str]]]:
         *((task, split) for task in demo_text.LABELS for split in ("train", "dev")),
         ("mnli", "dev_mismatched"),
     ):
-        pairs = world.glue_pairs(FULL, task, split)
+        pairs = glue.glue_pairs(FULL, task, split)
         found[f"{task} {split}"] = [(pair.first, pair.second, pair.label) for pair in pairs]
     for split in ("train", "dev"):
         found[f"snli_ve {split}"] = [
@@ -342,7 +342,7 @@ def test_vocabulary_knows_every_training_word(folder):
     assert len(set(pieces)) == len(pieces)
     tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=True)
     for task in demo_text.LABELS:
-        for pair in world.glue_pairs(SMALL, task, "train"):
+        for pair in glue.glue_pairs(SMALL, task, "train"):
             for text in (pair.first, pair.second):
                 words = re.findall(r"\w+|[^\w\s]", text.lower())
                 assert tokenizer.encode(text, add_special_tokens=False).tokens == words

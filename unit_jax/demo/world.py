@@ -5,20 +5,26 @@ own, seeded with the seed, the data set, the split and its number. Nothing is da
 """
 
 import dataclasses
-import functools
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
-from tokenizers import BertWordPieceTokenizer
 from tqdm import tqdm
 
+from unit_jax.demo import glue
 from unit_jax.demo import texts as demo_text
+from unit_jax.demo.base import (
+    SPLITS,
+    DemoSettings,
+    as_json,
+    chooser_of,
+    write,
+    write_image,
+    write_json,
+)
 from unit_jax.demo.scenes import (
     COLORS,
     HELD_OUT,
@@ -26,7 +32,6 @@ from unit_jax.demo.scenes import (
     SIZES,
     TEXTURES,
     UNSEEN_SHARE,
-    Chooser,
     Scene,
     Thing,
     draw_scene,
@@ -45,43 +50,9 @@ MAX_ATTRIBUTES = 16
 
 CROWD_EVERY = 40  # every 40th COCO picture has a crowd region
 EMPTY_EVERY = 50  # every 50th COCO picture has no annotation
-JPEG_QUALITY = 92
 DONE = "demo.json"
-SPLITS = ("train", "val", "test")
 UNKNOWN_ANSWER = "<unk>"
 MIN_ANSWERS = 9  # the answer list leaves out what annotators said less often (as the real one)
-
-
-@dataclasses.dataclass(frozen=True)
-class DemoSettings:
-    """How much of everything; counts are those of scale 1.
-
-    Attributes:
-      seed: of all random choices.
-      scale: factor on the counts below (at least one of each is made).
-      coco, visual_genome: pictures in (train, val, test); the test pictures have no labels.
-      questions: VQA questions per COCO picture.
-      flickr30k: SNLI-VE's pictures in (train, dev, test).
-      hypotheses: per SNLI-VE picture.
-      qnli, mnli, qqp, sst2: texts in (train, dev, test), test without labels; MNLI has two dev
-        and two test files of that size.
-    """
-
-    seed: int = 0
-    scale: float = 1.0
-    coco: tuple[int, int, int] = (3000, 300, 100)
-    visual_genome: tuple[int, int, int] = (1500, 200, 50)
-    questions: int = 4
-    flickr30k: tuple[int, int, int] = (1500, 150, 150)
-    hypotheses: int = 6
-    qnli: tuple[int, int, int] = (24000, 600, 100)
-    mnli: tuple[int, int, int] = (24000, 600, 100)
-    qqp: tuple[int, int, int] = (24000, 600, 100)
-    sst2: tuple[int, int, int] = (8000, 600, 100)
-
-    def count(self, task: str, split: int) -> int:
-        """Number of pictures (or texts) of a data set's split, scaled."""
-        return max(1, round(getattr(self, task)[split] * self.scale))
 
 
 def generate(output: Path, settings: DemoSettings) -> bool:
@@ -98,7 +69,7 @@ def generate(output: Path, settings: DemoSettings) -> bool:
     output = Path(output)
     facts = _facts(settings)
     if (output / DONE).exists():
-        if (output / DONE).read_text() == _json(facts):
+        if (output / DONE).read_text() == as_json(facts):
             return False
         raise ValueError(
             f"{output} holds a demo made with other settings (see {output / DONE}): "
@@ -114,9 +85,9 @@ def generate(output: Path, settings: DemoSettings) -> bool:
         texts += write_coco_and_vqa2(output, settings, progress.update)
         write_visual_genome(output, settings, progress.update)
         texts += write_snli_ve(output, settings, progress.update)
-    texts += write_glue(output, settings)
-    write_vocabulary(output / "vocab.txt", texts)
-    _write(output / DONE, _json(facts))
+    texts += glue.write_glue(output, settings)
+    glue.write_vocabulary(output / "vocab.txt", texts)
+    write(output / DONE, as_json(facts))
     return True
 
 
@@ -131,12 +102,6 @@ def _facts(settings: DemoSettings) -> dict:
     }
 
 
-def _chooser(settings: DemoSettings, name: str, split: str, number: int) -> Chooser:
-    """The generator of one picture or text; only training never draws held-out pairs."""
-    unseen_share = 0.0 if split == "train" else UNSEEN_SHARE
-    return Chooser(f"{settings.seed}/{name}/{split}/{number}", unseen_share)
-
-
 # ---- COCO and VQAv2 -----------------------------------------------------------------------------
 
 
@@ -145,7 +110,7 @@ def coco_scenes(settings: DemoSettings, split: str) -> Iterator[tuple[int, Scene
     for number in range(settings.count("coco", SPLITS.index(split))):
         crowd = number % CROWD_EVERY == CROWD_EVERY // 2
         empty = number % EMPTY_EVERY == EMPTY_EVERY // 3
-        scene = draw_scene(_chooser(settings, "coco", split, number), crowd=crowd, empty=empty)
+        scene = draw_scene(chooser_of(settings, "coco", split, number), crowd=crowd, empty=empty)
         # Ids are spread as COCO's are; no two splits share one.
         yield 74 * number + {"train": 200, "val": 201, "test": 237}[split], scene
 
@@ -156,7 +121,7 @@ def vqa2_questions(
     """(image id, question, ten answers) over COCO's pictures but the empty and crowded ones."""
     for number, (image_id, scene) in enumerate(coco_scenes(settings, split)):
         if scene.things and not scene.crowd:
-            chooser = _chooser(settings, "vqa2", split, number)
+            chooser = chooser_of(settings, "vqa2", split, number)
             for question in demo_text.ask(chooser, scene, settings.questions):
                 yield image_id, question, demo_text.annotate(chooser, question.answer)
 
@@ -171,7 +136,7 @@ def write_coco_and_vqa2(
         images, annotations = [], []
         for image_id, scene in coco_scenes(settings, split):
             file_name = f"{image_id:012d}.jpg"
-            _write_image(output / "coco" / f"{split}2017" / file_name, render(scene))
+            write_image(output / "coco" / f"{split}2017" / file_name, render(scene))
             images.append(_coco_image(image_id, file_name, scene))
             for thing in scene.things:
                 annotations.append(_coco_object(thing, scene, COCO_CATEGORIES))
@@ -199,7 +164,7 @@ def write_coco_and_vqa2(
         (answer for answer, count in answers.items() if count >= MIN_ANSWERS),
         key=lambda answer: (-answers[answer], answer),
     )
-    _write(output / "vqa2" / "answers_vqa.txt", "\n".join([UNKNOWN_ANSWER, *common]) + "\n")
+    write(output / "vqa2" / "answers_vqa.txt", "\n".join([UNKNOWN_ANSWER, *common]) + "\n")
     return texts
 
 
@@ -214,8 +179,8 @@ def write_coco_and_vqa2_test(
     for image_id, scene in coco_scenes(settings, "test"):
         file_name = f"{image_id:012d}.jpg"
         pixels = render(scene)
-        _write_image(output / "coco" / "test2017" / file_name, pixels)
-        _write_image(output / "coco" / "test2015" / f"COCO_test2015_{file_name}", pixels)
+        write_image(output / "coco" / "test2017" / file_name, pixels)
+        write_image(output / "coco" / "test2015" / f"COCO_test2015_{file_name}", pixels)
         images.append(_coco_image(image_id, file_name, scene))
         progress(1)
     _write_coco_json(
@@ -286,7 +251,7 @@ def _write_coco_json(
     """COCO's JSON; without annotations it is a test split's."""
     for number, annotation in enumerate(annotations or (), start=1):
         annotation["id"] = number
-    _write_json(
+    write_json(
         path,
         {
             "info": {"description": "UniT demo world", "version": "1.0"},
@@ -341,12 +306,12 @@ def _write_vqa2(
         "data_type": "mscoco",
         "data_subtype": part,
     }
-    _write_json(
+    write_json(
         folder / f"v2_OpenEnded_mscoco_{part}_questions.json",
         {**head, "task_type": "Open-Ended", "questions": questions},
     )
     if split != "test":
-        _write_json(
+        write_json(
             folder / f"v2_mscoco_{part}_annotations.json", {**head, "annotations": annotations}
         )
 
@@ -364,11 +329,11 @@ def write_visual_genome(
     for part, split in enumerate(SPLITS):
         images, annotations = [], []
         for number in range(settings.count("visual_genome", part)):
-            chooser = _chooser(settings, "visual_genome", split, number)
+            chooser = chooser_of(settings, "visual_genome", split, number)
             scene = draw_scene(chooser)
             image_id = after + number if split == "test" else 2 * (number + 1) + part
             file_name = f"VG_100K/{image_id}.jpg"
-            _write_image(output / "visual_genome" / file_name, render(scene))
+            write_image(output / "visual_genome" / file_name, render(scene))
             images.append(_coco_image(image_id, file_name, scene))
             for thing in scene.things:
                 names = [thing.color, thing.size, thing.texture]
@@ -399,7 +364,7 @@ def snli_ve_scenes(settings: DemoSettings, split: str) -> Iterator[tuple[str, Sc
     """(image file name, scene, [(hypothesis, label), ...]) of "train", "dev" or "test"."""
     which = ("train", "dev", "test").index(split)
     for number in range(settings.count("flickr30k", which)):
-        chooser = _chooser(settings, "snli_ve", split, number)
+        chooser = chooser_of(settings, "snli_ve", split, number)
         scene = draw_scene(chooser, curtain=number % 2 == 1)
         pairs = demo_text.hypotheses(chooser, scene, settings.hypotheses)
         yield f"{1000003 + 3 * (7 * number) + which}.jpg", scene, pairs
@@ -413,7 +378,7 @@ def write_snli_ve(
     for split in ("train", "dev", "test"):
         lines = []
         for file_name, scene, pairs in snli_ve_scenes(settings, split):
-            _write_image(output / "flickr30k" / "flickr30k_images" / file_name, render(scene))
+            write_image(output / "flickr30k" / "flickr30k_images" / file_name, render(scene))
             premise = demo_text.caption(scene)
             for number, (hypothesis, label) in enumerate(pairs):
                 lines.append(
@@ -430,174 +395,8 @@ def write_snli_ve(
                 if split == "train":
                     texts.append(hypothesis)
             progress(1)
-        _write(
+        write(
             output / "snli_ve" / f"snli_ve_{split}.jsonl",
             "".join(json.dumps(line) + "\n" for line in lines),
         )
     return texts
-
-
-# ---- GLUE ---------------------------------------------------------------------------------------
-
-
-def glue_pairs(settings: DemoSettings, task: str, split: str) -> list[demo_text.Pair]:
-    """The examples of "qnli", "mnli", "qqp" or "sst2" in "train", "dev" or "test" (MNLI also in
-    "dev_mismatched" and "test_mismatched").
-
-    They come in groups, one for each label, with the same second text (or, for sentences, made of
-    the same random choices). No dev example occurs in train, which makes way: what is left of dev
-    without the pairs of a large train would be the unusual ones.
-    """
-    make = getattr(demo_text, task)
-    if split.endswith("_mismatched"):
-        make = functools.partial(demo_text.mnli, mismatched=True)
-    taken: set[tuple[str, str]] = set()
-    if split == "train":
-        taken = {(pair.first, pair.second) for pair in glue_pairs(settings, task, "dev")}
-    wanted = settings.count(task, ("train", "dev", "test").index(split.split("_")[0]))
-    pairs: list[demo_text.Pair] = []
-    number = 0
-    while len(pairs) < wanted:
-        group = [
-            make(_chooser(settings, task, split, number), label) for label in demo_text.LABELS[task]
-        ]
-        number += 1
-        if not any((pair.first, pair.second) in taken for pair in group):
-            pairs += group
-    return pairs[:wanted]
-
-
-def _qnli_row(number: int, pair: demo_text.Pair) -> dict:
-    return {
-        "index": number,
-        "question": pair.first,
-        "sentence": pair.second,
-        "label": pair.label,
-    }
-
-
-def _mnli_row(number: int, pair: demo_text.Pair) -> dict:
-    def parse(text: str) -> str:
-        return "( " + " ".join(re.findall(r"\w+|[^\w\s]", text)) + " )"
-
-    return {
-        "index": number,
-        "promptID": number,
-        "pairID": f"{number}{pair.label[0]}",
-        "genre": pair.genre,
-        "sentence1_binary_parse": parse(pair.first),
-        "sentence2_binary_parse": parse(pair.second),
-        "sentence1_parse": parse(pair.first),
-        "sentence2_parse": parse(pair.second),
-        "sentence1": pair.first,
-        "sentence2": pair.second,
-        "label1": pair.label,
-        "gold_label": pair.label,
-    }
-
-
-def _mnli_dev_row(number: int, pair: demo_text.Pair) -> dict:
-    row = _mnli_row(number, pair)
-    del row["gold_label"]
-    return row | {f"label{n}": pair.label for n in range(1, 6)} | {"gold_label": pair.label}
-
-
-def _qqp_row(number: int, pair: demo_text.Pair) -> dict:
-    return {
-        "id": number,
-        "qid1": 2 * number + 1,
-        "qid2": 2 * number + 2,
-        "question1": pair.first,
-        "question2": pair.second,
-        "is_duplicate": pair.label,
-    }
-
-
-def _sst2_row(number: int, pair: demo_text.Pair) -> dict:
-    return {"sentence": pair.first, "label": pair.label}
-
-
-def _unlabelled(row: Callable[[int, demo_text.Pair], dict], *first: str) -> Callable:
-    """A row of a test file: no label, and nothing that tells it; `first` columns come first."""
-    told = {"label", "label1", "gold_label", "is_duplicate", "qid1", "qid2"}
-
-    def test_row(number: int, pair: demo_text.Pair) -> dict:
-        made = {key: value for key, value in row(number, pair).items() if key not in told}
-        if "pairID" in made:  # elsewhere it ends in the label's first letter
-            made["pairID"] = number
-        return {**dict.fromkeys(first, number), **made}
-
-    return test_row
-
-
-_GLUE_FILES = (
-    ("qnli", "train", "QNLI/train.tsv", _qnli_row),
-    ("qnli", "dev", "QNLI/dev.tsv", _qnli_row),
-    ("mnli", "train", "MNLI/train.tsv", _mnli_row),
-    ("mnli", "dev", "MNLI/dev_matched.tsv", _mnli_dev_row),
-    ("mnli", "dev_mismatched", "MNLI/dev_mismatched.tsv", _mnli_dev_row),
-    ("qqp", "train", "QQP/train.tsv", _qqp_row),
-    ("qqp", "dev", "QQP/dev.tsv", _qqp_row),
-    ("sst2", "train", "SST-2/train.tsv", _sst2_row),
-    ("sst2", "dev", "SST-2/dev.tsv", _sst2_row),
-    ("qnli", "test", "QNLI/test.tsv", _unlabelled(_qnli_row)),
-    ("mnli", "test", "MNLI/test_matched.tsv", _unlabelled(_mnli_row)),
-    ("mnli", "test_mismatched", "MNLI/test_mismatched.tsv", _unlabelled(_mnli_row)),
-    ("qqp", "test", "QQP/test.tsv", _unlabelled(_qqp_row)),
-    ("sst2", "test", "SST-2/test.tsv", _unlabelled(_sst2_row, "index")),
-)
-
-
-def write_glue(output: Path, settings: DemoSettings) -> list[str]:
-    """Writes `glue/`; returns the training texts."""
-    texts: list[str] = []
-    for task, split, name, row in _GLUE_FILES:
-        pairs = glue_pairs(settings, task, split)
-        rows = [row(number, pair) for number, pair in enumerate(pairs)]
-        lines = [list(rows[0]), *([str(value) for value in r.values()] for r in rows)]
-        _write(output / "glue" / name, "".join("\t".join(line) + "\n" for line in lines))
-        if split == "train":
-            texts += [text for pair in pairs for text in (pair.first, pair.second) if text]
-    return texts
-
-
-# ---- vocabulary ---------------------------------------------------------------------------------
-
-
-def write_vocabulary(path: Path, texts: list[str]):
-    """Trains a lower-case WordPiece vocabulary on the texts and writes the pieces they need.
-
-    [PAD] is 0 and BERT's other special tokens follow, then single characters (so that no word is
-    unknown as long as its letters are not), then the pieces that the texts are cut into.
-    """
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = BertWordPieceTokenizer(lowercase=True)
-    tokenizer.train_from_iterator(
-        texts, vocab_size=4000, min_frequency=1, special_tokens=special, show_progress=False
-    )
-    used = {token for code in tokenizer.encode_batch(texts) for token in code.tokens}
-    letters = {t for t in tokenizer.get_vocab() if len(t.removeprefix("##")) == 1}
-    # The trainer's order of equally frequent pieces is its own affair; sorted is always the same.
-    pieces = [*special, *sorted(letters - set(special)), *sorted(used - letters - set(special))]
-    _write(path, "\n".join(pieces) + "\n")
-
-
-# ---- files --------------------------------------------------------------------------------------
-
-
-def _write(path: Path, text: str):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=1) + "\n"
-
-
-def _write_json(path: Path, value: object):
-    _write(path, json.dumps(value))
-
-
-def _write_image(path: Path, pixels: np.ndarray):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, quality=JPEG_QUALITY, subsampling=0)
