@@ -18,8 +18,9 @@ from jax.sharding import Mesh
 from unit_jax import fields, outputs
 from unit_jax import settings as settings_lib
 from unit_jax.data import choices, loader
+from unit_jax.data.integrity import fingerprint, read_lines
 from unit_jax.data.own import prepare as own
-from unit_jax.data.prepared import PreparedData, fingerprint, read_lines
+from unit_jax.data.prepared import PreparedData
 from unit_jax.interop import init_from, sources, transfer, weights
 from unit_jax.models import flat
 from unit_jax.models.flat import Flat, Model

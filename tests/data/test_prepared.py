@@ -161,14 +161,14 @@ def test_another_vocabulary(data_dir, source, tmp_path):
 
 def test_a_hub_name_is_not_looked_up_again(source, tmp_path, monkeypatch):
     vocabulary = (source / "vocab.txt").read_bytes()
-    monkeypatch.setattr(prepared, "_download_vocabulary", lambda name: vocabulary)
+    monkeypatch.setattr(integrity, "_download_vocabulary", lambda name: vocabulary)
     settings = official.settings(vocabulary="some/hub-name")
     prepare.prepare(source, tmp_path, ["sst2"], settings)
 
     def refuse(name):
         raise ValueError(f"{name} is not there")
 
-    monkeypatch.setattr(prepared, "_download_vocabulary", refuse)
+    monkeypatch.setattr(integrity, "_download_vocabulary", refuse)
     PreparedData(tmp_path, ["sst2"], "some/hub-name")
     assert "other-name is not there" in message(PreparedData, tmp_path, ["sst2"], "other-name")
 

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from unit_jax import paths
-from unit_jax.data import prepared, records, text
+from unit_jax.data import integrity, prepared, records, text
 from unit_jax.data.sources import base, images
 from unit_jax.data.sources.coco import Coco
 from unit_jax.data.sources.glue import Mnli, Qnli, Qqp, Sst2
@@ -113,7 +113,7 @@ def prepare(
     paths.check_local("--data_dir", data_dir)
     source, data_dir = pathlib.Path(source), pathlib.Path(data_dir)
     chosen = [_source_class(name)(source, settings.options) for name in datasets]
-    manifest = prepared.read_manifest(data_dir)
+    manifest = integrity.read_manifest(data_dir)
     todo = [
         task for task in chosen if settings.overwrite or not _is_finished(data_dir, manifest, task)
     ]
@@ -160,7 +160,7 @@ def _is_finished(data_dir: pathlib.Path, manifest: dict, dataset: Any) -> bool:
     return (
         entry is not None
         and entry["version"] == dataset.version
-        and not prepared.dataset_faults(data_dir, manifest, dataset.name)
+        and not integrity.dataset_faults(data_dir, manifest, dataset.name)
     )
 
 
@@ -212,7 +212,7 @@ class Writer:
         self.data_dir = data_dir
         self._settings = settings
         data_dir.mkdir(parents=True, exist_ok=True)
-        self.manifest = prepared.read_manifest(data_dir)
+        self.manifest = integrity.read_manifest(data_dir)
 
     def store_vocabulary(self, source: pathlib.Path):
         """Copies the vocabulary, unless the folder has it.
@@ -223,13 +223,13 @@ class Writer:
         known = self.manifest.get("vocabulary")
         name, own = self._settings.vocabulary, source / "vocab.txt"
         if name or own.exists():
-            content = prepared.read_vocabulary(name or str(own))
+            content = integrity.read_vocabulary(name or str(own))
         elif known:
             return
         else:
             name = DEFAULT_VOCABULARY
-            content = prepared.read_vocabulary(name)
-        sha256 = prepared.fingerprint(content)
+            content = integrity.read_vocabulary(name)
+        sha256 = integrity.fingerprint(content)
         if known and known["sha256"] != sha256 and not self._settings.overwrite:
             raise ValueError(
                 f"{self.data_dir} was prepared with the vocabulary {known['name']}, "
@@ -240,8 +240,8 @@ class Writer:
     def add_vocabulary(self, name: str, content: bytes, instead_of: str = ""):
         """Stores a vocabulary, and the name of the one asked for where it is another."""
         replace(self.data_dir / "vocab.txt", content)
-        size = len(prepared.read_lines(self.data_dir / "vocab.txt"))
-        entry = {"name": name, "sha256": prepared.fingerprint(content), "size": size}
+        size = len(integrity.read_lines(self.data_dir / "vocab.txt"))
+        entry = {"name": name, "sha256": integrity.fingerprint(content), "size": size}
         if instead_of:
             entry["instead_of"] = instead_of
         self.save_manifest(vocabulary=entry)
@@ -376,7 +376,7 @@ class Writer:
             **facts,
             "splits": splits,
             "files": {path.name: path.stat().st_size for path in sorted(folder.iterdir())},
-            "digests": {path.name: prepared.digest(path) for path in sorted(folder.iterdir())},
+            "digests": {path.name: integrity.digest(path) for path in sorted(folder.iterdir())},
         }
         others = {k: v for k, v in self.manifest["datasets"].items() if k != dataset.name}
         self.save_manifest(datasets=others)
@@ -397,7 +397,7 @@ class Writer:
     def save_manifest(self, **changes):
         self.manifest = {**self.manifest, **changes}
         content = json.dumps(self.manifest, indent=1) + "\n"
-        replace(self.data_dir / prepared.MANIFEST, content.encode())
+        replace(self.data_dir / integrity.MANIFEST, content.encode())
 
     def save_problems(self, problems: base.Problems):
         path = self.data_dir / "problems.jsonl"

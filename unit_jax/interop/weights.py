@@ -17,7 +17,8 @@ import numpy as np
 import safetensors
 
 from unit_jax import settings as settings_lib
-from unit_jax.data.prepared import PreparedData, read_lines
+from unit_jax.data.integrity import read_lines
+from unit_jax.data.prepared import PreparedData
 from unit_jax.interop import sources, torch_files
 from unit_jax.outputs.base import Names
 from unit_jax.settings import DataSettings, ModelSettings

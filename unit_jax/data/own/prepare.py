@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from unit_jax import own_data, paths
+from unit_jax.data import integrity, prepared
 from unit_jax.data import prepare as prepare_lib
-from unit_jax.data import prepared
 from unit_jax.data.own import classes as classes_lib
 from unit_jax.data.own import declared as declared_lib
 from unit_jax.data.own import notes, records, report, stale
@@ -85,7 +85,7 @@ def prepare(
     paths.check_local("config.data.data_dir", data_dir)
     folder = pathlib.Path(data_dir)
     with _alone(folder):
-        manifest = prepared.read_manifest(folder)
+        manifest = integrity.read_manifest(folder)
         reasons = {
             name: "overwrite" if overwrite else stale.reason(folder, manifest, name, options)
             for name, options in own.items()
@@ -108,7 +108,7 @@ def prepare(
             texts[0].notes += [note] if note else []
         for declared in read.values():
             _write(writer, declared, own[declared.name], pictures)
-        summaries = [_summary(prepared.read_manifest(folder), name, name in read) for name in own]
+        summaries = [_summary(integrity.read_manifest(folder), name, name in read) for name in own]
         if read:
             report.join(folder, list(own))
     for name, reason in reasons.items():
@@ -251,7 +251,7 @@ def _facts(
                 f"{split}: {unknown} of {len(rows.records)} questions have no answer of the answer "
                 "list: they cannot be answered rightly"
             )
-    file = {"file": f"answers_{declared.name}.txt", "sha256": prepared.fingerprint(content)}
+    file = {"file": f"answers_{declared.name}.txt", "sha256": integrity.fingerprint(content)}
     return {"num_labels": len(names), "answers": file}, content
 
 

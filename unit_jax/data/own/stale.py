@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unit_jax.data import prepared
+from unit_jax.data import integrity
 from unit_jax.data.own.declared import Declared
 from unit_jax.data.own.images import Images, file_state
 from unit_jax.data.sources.formats import files
@@ -28,7 +28,7 @@ def reason(
         )
     if entry["version"] != VERSION or entry["own"] != plain(options):
         return "it is declared otherwise than before"
-    if prepared.dataset_faults(folder, manifest, name):
+    if integrity.dataset_faults(folder, manifest, name):
         return "its prepared files are not whole"
     told = json.loads((folder / name / VERSION / SOURCES).read_text())
     present = [path for path in told["files"] if pathlib.Path(path).exists()]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
 
-from unit_jax.data import prepare, prepared
+from unit_jax.data import integrity, prepare
 from unit_jax.data.own.declared import Declared
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -28,7 +28,7 @@ def ensure(
     known = writer.manifest.get("vocabulary")
     is_file = bool(asked) and (os.path.exists(asked) or asked.endswith(".txt"))
     if known and (writer.data_dir / "vocab.txt").is_file():
-        if is_file and prepared.fingerprint(prepared.read_vocabulary(asked)) != known["sha256"]:
+        if is_file and integrity.fingerprint(integrity.read_vocabulary(asked)) != known["sha256"]:
             raise ValueError(
                 f"{writer.data_dir} was prepared with the vocabulary {known['name']}, "
                 f"config.data.vocabulary is {asked}; use another data.data_dir"
@@ -37,7 +37,7 @@ def ensure(
     reason = "data.vocabulary is ''"
     if asked:
         try:
-            writer.add_vocabulary(asked, prepared.read_vocabulary(asked))
+            writer.add_vocabulary(asked, integrity.read_vocabulary(asked))
             return None
         except ValueError:
             if is_file:
@@ -45,7 +45,7 @@ def ensure(
             reason = f"{asked} cannot be had from the hub"
     for other in others:
         if other and os.path.exists(pathlib.Path(other) / "vocab.txt"):
-            writer.add_vocabulary(other, prepared.read_vocabulary(other), instead_of=asked)
+            writer.add_vocabulary(other, integrity.read_vocabulary(other), instead_of=asked)
             return f"vocabulary: {other}/vocab.txt, as {reason}"
     content = build(_sentences(texts))
     names = ", ".join(declared.name for declared in texts)
