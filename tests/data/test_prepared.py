@@ -11,7 +11,7 @@ import pytest
 
 from tests import ROOT
 from tests import official_files as official
-from unit_jax.data import prepare, prepared, text
+from unit_jax.data import integrity, prepare, prepared, text
 from unit_jax.data.prepared import PreparedData
 
 QUIET = official.settings()
