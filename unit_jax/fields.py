@@ -179,7 +179,7 @@ class Reader:
         self.root = root
 
     def problem(self, where: str, text: str) -> None:
-        """Adds a line."""
+        """Notes what is wrong at a place."""
         self.problems.append(f"{where}: {text}")
         self.wrong.add(where)
 

@@ -143,7 +143,7 @@ class Run:
         )
 
     def facts(self) -> dict[str, Any]:
-        """What all processes of a run must have alike: settings, and the data's description."""
+        """The settings and the description of the data, which must be equal in all processes."""
         made = self.metadata()["settings"]
         for name in settings_lib.names(Settings, "local"):  # may differ from machine to machine
             *groups, last = name.split(".")

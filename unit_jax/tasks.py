@@ -139,7 +139,7 @@ def resolve(name: str, overrides: Mapping[str, Any], taken: Iterable[int] = ()) 
 def read(
     name: str, overrides: Mapping[str, Any], taken: Iterable[int], reader: fields.Reader
 ) -> TaskSpec | None:
-    """As `resolve`; what is wrong becomes lines of the reader, and None."""
+    """Reads like `resolve`, but what is wrong becomes lines of the reader, and the result None."""
     where, before = f"config.tasks.{name}", len(reader.problems)
     if not re.fullmatch(r"[\w-]+", name):
         reader.problem(where, "names of tasks are letters, digits, _ and -")

@@ -16,7 +16,7 @@ Bucket = tuple[int, ...]
 
 
 def sort_buckets(buckets: Iterable[Bucket]) -> tuple[Bucket, ...]:
-    """By area, then height: the order in which buckets are tried."""
+    """The buckets in the order in which they are tried: by area, then by height."""
     return tuple(sorted(set(buckets), key=lambda bucket: (math.prod(bucket), bucket)))
 
 

@@ -281,7 +281,7 @@ class _Source:
         return len(self._steps)
 
     def name(self, position: int) -> str:
-        """Of what the batch at a position is made."""
+        """The task and the first rows of the batch at a position, for messages."""
         plan = self._plan(self._steps[position])
         return f"{plan.task}, rows {', '.join(map(str, plan.rows[:8]))}, ..."
 

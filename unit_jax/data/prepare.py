@@ -190,11 +190,11 @@ class Dataset(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the data set or image store."""
+        """The name of the data set or image store."""
 
     @property
     def version(self) -> str:
-        """Of its format; data of another one are prepared again."""
+        """The version of its format; data of another version are prepared again."""
 
 
 class Named(NamedTuple):

@@ -15,7 +15,7 @@ from unit_jax.tasks import TaskSpec
 
 
 def batch_shapes(spec: TaskSpec, bucket: Bucket, settings: Settings, mesh) -> Batch:
-    """Of the training batches of a task and bucket."""
+    """Shapes of the training batches of a task and bucket."""
     array = _arrays(settings.train.batch_size, mesh)
     targets = jax.tree.map(
         lambda leaf: array(*leaf.shape, dtype=leaf.dtype),
@@ -25,7 +25,7 @@ def batch_shapes(spec: TaskSpec, bucket: Bucket, settings: Settings, mesh) -> Ba
 
 
 def input_shapes(spec: TaskSpec, bucket: Bucket, examples: int, mesh) -> Batch:
-    """Of batches of so many examples without targets: what a prediction reads."""
+    """Shapes of batches of so many examples without targets, which a prediction reads."""
     array = _arrays(examples, mesh)
     batch = Batch(spec.name, index=array())
     if spec.has_image:

@@ -35,7 +35,7 @@ class Row:
 
 
 def file_name(split: str, suffix: str = "json", stem: str = "report") -> str:
-    """Of a split's report; validation's has no split in its name."""
+    """The file name of a split's report; that of validation has no split in it."""
     return f"{stem}.{suffix}" if split == "val" else f"{stem}-{split}.{suffix}"
 
 

@@ -85,11 +85,11 @@ class Examples(Protocol):
 
     @property
     def height(self) -> np.ndarray | None:
-        """Of each image in pixels; None without images."""
+        """Height of each image in pixels; None without images."""
 
     @property
     def width(self) -> np.ndarray | None:
-        """As `height`."""
+        """Width of each image in pixels; None without images."""
 
     @property
     def sizes(self) -> tuple[np.ndarray, np.ndarray]:

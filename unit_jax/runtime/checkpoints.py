@@ -285,7 +285,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """As `wait`; nothing can be saved afterwards."""
+        """Waits like `wait`; nothing can be saved afterwards."""
         with self._writing():
             self._manager.close()
 

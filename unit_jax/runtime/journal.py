@@ -42,7 +42,7 @@ class Journal:
         self._status: dict[str, Any] = dict(self._who, pid=os.getpid(), began=time.time())
 
     def event(self, event: str, **facts: Any) -> None:
-        """Adds a line."""
+        """Adds an event as a line."""
         name = EVENTS
         if not distributed.is_first():
             name = EVENTS.replace(".", f"-{jax.process_index()}.")

@@ -33,7 +33,7 @@ class Pullback:
 def vjp(
     function: Callable, primal, inputs, examples: int, policy: Callable[..., bool]
 ) -> tuple[Any, Pullback]:
-    """As `jax.vjp(function, primal)`, but what the pullback holds is chosen, and can be returned.
+    """Like `jax.vjp(function, primal)`, but what the pullback holds is chosen and can be returned.
 
     Args:
       function: reads leaves of `inputs` besides `primal`, which is made of such leaves too.

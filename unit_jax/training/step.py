@@ -117,7 +117,7 @@ class Gradients:
         return {**logs, "matching_ms": milliseconds}, grads
 
     def lower(self, state: TrainState, batch: Batch) -> Iterator[tuple[str, jax.stages.Lowered]]:
-        """As TrainStep's; the last program's result is that of a call."""
+        """The programs like `TrainStep.lower`; the last one returns what a call returns."""
         if not self._room(batch).matches:
             yield "gradients", self._single.lower(state, batch)
         elif self._settings.loss.matcher == "device":

@@ -167,7 +167,7 @@ class Label(_Labelled):
         return {record["label"]: 1.0} if record["label"] >= 0 else {}
 
     def analyse(self, predictions: Predictions, examples: Examples, names: Names) -> Analysis:
-        """By true label; faults: how sure wrong answers are."""
+        """Recall by true label; the faults say how sure wrong answers are."""
         true = np.asarray([examples[row]["label"] for row in range(len(examples))])
         wrong = (true >= 0) & (predictions["labels"] != true)
         faults = np.where(wrong, predictions["scores"], 0)
@@ -235,7 +235,8 @@ class Scores(_Labelled):
         }
 
     def analyse(self, predictions: Predictions, examples: Examples, names: Names) -> Analysis:
-        """By the answer that most annotators gave; faults: how far from right, and how sure."""
+        """Recall by the answer that most annotators gave; the faults say how far an answer is from
+        right, and how sure."""
         truth = self.label_scores(examples, names)
         said, rows = predictions["labels"], np.arange(len(examples))
         known = np.asarray(truth.sum(1)).ravel() > 0
