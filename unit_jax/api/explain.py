@@ -49,7 +49,7 @@ class Explanation:
     queries: tuple[int, ...]
     image_attention: Float[np.ndarray, "layers queries rows columns"] | None
     word_attention: Float[np.ndarray, "layers queries tokens"] | None
-    encoder_attention: Float[np.ndarray, "layers rows columns rows columns"] | None
+    encoder_attention: Float[np.ndarray, "encoder_layers rows columns rows columns"] | None
     tokens: tuple[str, ...]
     words: tuple[str, ...]
     word_effects: Float[np.ndarray, "words"] | None
