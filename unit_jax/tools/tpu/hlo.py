@@ -174,7 +174,7 @@ class Module:
         for _, instruction, times in self.walk():
             yield instruction, times
             if instruction.opcode == "fusion":
-                for inner in self.computations[instruction.called["calls"]].values():
+                for _, inner in self._inside(instruction.called["calls"]):
                     yield inner, times
 
     def bytes_moved(self) -> float:
@@ -266,15 +266,16 @@ class Module:
             if times > 1:
                 inside = [(computation, instruction)]
                 if instruction.opcode == "fusion":
-                    inside = list(self._products(instruction.called["calls"]))
+                    inside = list(self._inside(instruction.called["calls"]))
                 total += (times - 1) * sum(product_flops(*one) for one in inside)
         return total
 
-    def _products(self, name: str):
+    def _inside(self, name: str):
+        """(computation, instruction) of all that a fusion computes, fusions in it included."""
         computation = self.computations[name]
         for instruction in computation.values():
             if instruction.opcode == "fusion":
-                yield from self._products(instruction.called["calls"])
+                yield from self._inside(instruction.called["calls"])
             else:
                 yield computation, instruction
 

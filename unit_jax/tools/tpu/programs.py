@@ -111,12 +111,11 @@ def measure(
         inputs = input_shapes(spec, bucket, settings.train.eval_batch_size, mesh)
         program = PredictStep(graph, settings, mesh)
         lowered = program.lower(state.model, inputs)
-        reads = state.model
-        yield about.row("predict", lowered, reads)[0]
+        yield about.row("predict", lowered, state.model)[0]
 
 
 # "Used 85.88G of 15.75G hbm", "the total memory required for HLO temporaries (240.00G) exceeds"
-_NEEDED = re.compile(r"(?:Used |required[^()]*\()([\d.]+)([GM])")
+_NEEDED = re.compile(r"(?:Used|require\w* [^()]*\(|exceed\w* [^()]*\()\s*([\d.]+)([GM])")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,10 +176,7 @@ class _About:
     def failed(self, name: str, error: Exception) -> dict[str, Any]:
         """The row of a program that the compiler refused."""
         told = " ".join(str(error).split())
-        needed = re.search(
-            r"(?:Used|require\w* [^()]*\(|exceed\w* [^()]*\()\s*([\d.]+)([GM])", told
-        )
-        peak = None
+        needed, peak = _NEEDED.search(told), None
         if needed:
             peak = float(needed.group(1)) * 2 ** (30 if needed.group(2) == "G" else 20)
         return dict(
