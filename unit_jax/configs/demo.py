@@ -1,7 +1,7 @@
 """The embedded demo: the paper's architecture and code path, small enough for two CPU cores.
 
-Differs from configs/unit.py in sizes, rates, ratios, image shapes, in `backbone.calibrate` and in
-`text_encoder.tied_fresh_keys`. Its variants are those of configs/unit.py.
+Differs from configs/unit.py in sizes, rates, ratios, image shapes, in `backbone.calibrate`, in
+`text_encoder.tied_fresh_keys` and in that no layer is frozen. Its variants are those of configs/unit.py.
 """
 
 from typing import Any
@@ -40,7 +40,12 @@ CHANGES = dict(
         dropout=0.0,
         attention_dropout=0.0,
     ),
-    optimizer=dict(learning_rate=2.5e-4, backbone_learning_rate=8e-4, warmup_steps=500),
+    optimizer=dict(
+        learning_rate=4e-4,
+        backbone_learning_rate=1e-3,
+        warmup_steps=500,
+        frozen=(),  # nothing is trained yet that would be worth keeping
+    ),
     data=dict(
         data_dir="runs/demo/data",
         vocabulary="",

@@ -296,7 +296,11 @@ class Update:
 
     def __init__(self, settings: Settings, optimizer: optim.Optimizer, mesh):
         self._settings, self._optimizer, self._mesh = settings, optimizer, mesh
-        self._program = jax.jit(self._update, donate_argnums=0, static_argnames="paths")
+        # Parameters that are gathered from all devices' shares would be gathered aside and then
+        # copied to where the old ones lie; new arrays take no more memory than that.
+        gathers = mesh.shape["data"] > 1
+        donated = ("rest",) if gathers else ("params", "rest")
+        self._program = jax.jit(self._update, donate_argnames=donated, static_argnames="paths")
         # Of each task: which parameters only some tasks with its inputs reach, and whether it does.
         self._plans: dict[str, dict[str, bool]] = {}
         self._zeros: dict[str, jax.Array] = {}
@@ -313,24 +317,32 @@ class Update:
                 zeros[path] = self._zeros[path]
         # One array of flags: each by itself would be a transfer of its own.
         flags = np.array([*plan.values()], bool)
-        return self._program(state, {**grads, **zeros}, flags, loss, paths=tuple(plan))
+        params, rest = state.params, state.replace(params={})
+        return self._program(params, rest, {**grads, **zeros}, flags, loss, paths=tuple(plan))
 
     def lower(self, state: TrainState, grads: Flat, task: str, loss) -> jax.stages.Lowered:
         """The program of a call with arguments of these shapes."""
         plan = self._plan(state.params, task)
         zeros = {path: state.optimizer.mu[path] for path, reached in plan.items() if not reached}
         flags = np.array([*plan.values()], bool)
-        return self._program.lower(state, {**grads, **zeros}, flags, loss, paths=tuple(plan))
+        params, rest = state.params, state.replace(params={})
+        return self._program.lower(params, rest, {**grads, **zeros}, flags, loss, paths=tuple(plan))
 
     def _update(
-        self, state: TrainState, grads: Flat, flags: Bool[Array, "paths"], loss, paths: tuple[str]
+        self,
+        params: Flat,
+        rest: TrainState,
+        grads: Flat,
+        flags: Bool[Array, "paths"],
+        loss,
+        paths: tuple[str],
     ) -> tuple[TrainState, Logs]:
         used = dict.fromkeys(grads, True) | dict(zip(paths, flags, strict=True))
         params, opt_state, info = self._optimizer.update(
-            grads, state.optimizer, state.params, used, usable=jnp.isfinite(loss)
+            grads, rest.optimizer, params, used, usable=jnp.isfinite(loss)
         )
         params, opt_state = partitioning.constrain((params, opt_state), self._mesh)
-        return state.replace(params=params, optimizer=opt_state), info._asdict()
+        return rest.replace(params=params, optimizer=opt_state), info._asdict()
 
     def _plan(self, params: Flat, task: str) -> dict[str, bool]:
         if task not in self._plans:
