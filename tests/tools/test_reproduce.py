@@ -161,6 +161,18 @@ def test_what_a_row_starts_from_is_run_before(capsys):
     assert first.endswith("--config.train.batch_size=32")
 
 
+def test_the_demo_is_the_papers_table_and_all_is_everything(capsys):
+    assert reproduce.main(["--demo", "--dry_run"]) == 0
+    named = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert len(named) == len(set(named)) == 20
+    assert {*ALL, "all_8_separate", "all_8_shared", "finetuned_sst2"} < set(named)
+    assert (
+        named.index("coco") < named.index("all_8_shared_coco_init") < named.index("finetuned_qqp")
+    )
+    assert reproduce.main(["--row", "all", "--dry_run"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(ROWS)
+
+
 @pytest.mark.parametrize(
     "words, told",
     [(["--row", "coca"], "no row 'coca'"), (["--row", "coco", "--wrong=1"], "--wrong=1: unknown")],

@@ -94,7 +94,8 @@ def figure_of(panels: Sequence[Panel], title: str) -> Figure:
     figure.text(0.07, 1 - 0.25 / sum(inches), title,
                 size=17, weight="bold", color=INK, va="top")  # fmt: skip
     figure.text(
-        0.985, 1 - 0.3 / sum(inches), "solid: predicted   dashed: true   green: right   red: wrong",
+        0.985, 1 - 0.3 / sum(inches),
+        "boxes: solid said, dashed true; answers: green right, red wrong",
         size=10, color=MUTED, va="top", ha="right",
     )  # fmt: skip
     below = sum(inches)

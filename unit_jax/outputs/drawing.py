@@ -16,6 +16,7 @@ INK, MUTED, RIGHT, WRONG, PAPER = "#1f2430", "#7a8294", "#1a8f5a", "#c8433a", "#
 def show_image(axes: Axes, image: np.ndarray) -> None:
     """The pixels, with axes in pixels of it."""
     axes.imshow(image, interpolation="bicubic", aspect="equal")
+    axes.set_anchor("SW")  # captions below narrow pictures have the whole column
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
 
 

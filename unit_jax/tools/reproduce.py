@@ -6,7 +6,8 @@ unit-jax reproduce --report runs/paper
 
 A row's working folder is RUNS/NAME. What it starts from is run before, and a run that was cut off
 goes on where it was. `--demo` runs rows at the demo's size, on data that it makes in RUNS/data;
-without `--row` those that say most (DEMO below); their figures are compared with each other only.
+without `--row` those of the paper's table of all eight data sets. Their figures are compared with
+each other only. `--row all` is every row, the ablations and pairs of data sets among them.
 """
 
 import argparse
@@ -15,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-import rich
 from etils import epath
 from rich.console import Console
 from rich.table import Table
@@ -23,10 +23,11 @@ from rich.table import Table
 from unit_jax.data import prepare
 from unit_jax.demo import world
 from unit_jax.tools.paper import measured
-from unit_jax.tools.paper.rows import ALL, HEADLINES, Row, with_needs
+from unit_jax.tools.paper.rows import ALL, HEADLINES, ROWS, Row, with_needs
 
-DEMO = ("coco", "vqa2", "snli_ve", "mnli", "all_8_separate", "all_8_shared",
-        "all_8_shared_coco_init", "finetuned_vqa2")  # fmt: skip
+# The paper's table of all eight: each task alone, all together, together and then alone.
+DEMO = (*ALL, "all_8_separate", "all_8_shared", "all_8_separate_coco_init",
+        "all_8_shared_coco_init", *(f"finetuned_{task}" for task in ALL))  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +39,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--list", action="store_true", help="print all rows")
-    add("--row", action="append", default=[], metavar="NAME", help="run it; may be repeated")
+    add(
+        "--row",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run it (or: all); may be repeated",
+    )
     add("--runs", default="", help="folder of working folders (default: runs/paper, runs/rows)")
     add("--data_dir", default="data", help="prepared data (%(default)s)")
     add("--demo", action="store_true", help="at the demo's size")
@@ -54,9 +61,10 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError(f"{' '.join(wrong)}: unknown; settings are --config.KEY=VALUE")
         if options.report:
             return report(epath.Path(options.report), options.demo)
-        rows = with_needs(options.row or (DEMO if options.demo else ()))
+        wanted = ROWS if "all" in options.row else options.row
+        rows = with_needs(wanted or (DEMO if options.demo else ()))
         if options.list or not rows:
-            Console(width=None if sys.stdout.isatty() else 200).print(listing())
+            _print(listing())
             return 0
         runs = epath.Path(options.runs or ("runs/rows" if options.demo else "runs/paper"))
         if options.demo and not options.dry_run:
@@ -74,6 +82,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0 if options.dry_run else report(runs, options.demo)
+
+
+def _print(table: Table) -> None:
+    """On the terminal as wide as that is; in a file or a pipe nothing is cut."""
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def command(
@@ -144,7 +157,7 @@ def report(runs: epath.Path, demo: bool) -> int:
     if not found:
         print(f"error: {runs}: no finished run of a row ({measured.REPORT}) in it", file=sys.stderr)
         return 1
-    rich.print(measured.table(found, published))
+    _print(measured.table(found, published))
     (runs / "table.md").write_text(measured.markdown(found, published))
     measured.draw(found, runs / "table.png", published)
     print(f"The same: {runs}/table.md and table.png")

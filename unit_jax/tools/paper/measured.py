@@ -169,9 +169,8 @@ def draw(found: Sequence[Measured], path: epath.Path, published: bool) -> None:
     for place, (task, runs) in zip(axes, panels.items(), strict=False):
         most_value = max(run.values[task] for run in runs)
         for y, run in enumerate(runs):
-            color = next(color for _, color, belongs in _KINDS if belongs(run.row))
             value = run.values[task]
-            place.barh(y, value, color=color, height=0.7)
+            place.barh(y, value, color=_color(run.row), height=0.7)
             # In the bar, where no tick can lie on it, unless the bar is too short.
             inside = value > 0.15 * most_value
             place.text(0 if inside else value, y, f"  {value:.1f}", va="center", size=9,
@@ -180,7 +179,7 @@ def draw(found: Sequence[Measured], path: epath.Path, published: bool) -> None:
             if published and task in figures:
                 place.plot([figures[task]] * 2, [y - 0.4, y + 0.4], color="#1f2430", linewidth=2.2)
         place.set_yticks(range(len(runs)), [_short(run.row) for run in runs], size=9)
-        place.set_ylim(len(runs) - 0.4, -0.6)
+        place.set_ylim(most - 0.4, -0.6)  # bars are as thick in all panels
         place.set_xlim(0, 1.13 * most_value + 1e-9)
         place.set_title(f"{task}: {HEADLINES[task]} in percent", loc="left", size=11, weight="bold")
         place.spines[["top", "right", "bottom"]].set_visible(False)
@@ -188,7 +187,8 @@ def draw(found: Sequence[Measured], path: epath.Path, published: bool) -> None:
         place.set_xticks([])
     for place in axes[len(panels) :]:
         place.set_axis_off()
-    handles = [Patch(color=color, label=label) for label, color, _ in _KINDS]
+    colors = {_color(run.row) for run in found}
+    handles = [Patch(color=color, label=label) for label, color, _ in _KINDS if color in colors]
     figure.legend(handles=handles, loc="upper right", ncols=4, frameon=False, fontsize=9)
     figure.text(0.012, 0.995, "Alone or together?", size=15, weight="bold", va="top")
     if published:
@@ -197,6 +197,10 @@ def draw(found: Sequence[Measured], path: epath.Path, published: bool) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     path.write_bytes(buffer.getvalue())
+
+
+def _color(row: Row) -> str:
+    return next(color for _, color, belongs in _KINDS if belongs(row))
 
 
 def _short(row: Row) -> str:
