@@ -42,7 +42,7 @@ CHANGES = dict(
         attention_dropout=0.0,
     ),
     optimizer=dict(
-        learning_rate=4e-4,
+        learning_rate=2.5e-4,
         backbone_learning_rate=1e-3,
         warmup_steps=500,
         frozen=(),  # nothing is trained yet that would be worth keeping
