@@ -2,17 +2,19 @@
 
 import os
 import pathlib
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from tests import REFERENCE_FILES
+from unit_jax import tasks
 from unit_jax.models import lean
 from unit_jax.outputs.base import Flip
 from unit_jax.outputs.objects import boxes, targets
 from unit_jax.tools import check_parity
-from unit_jax.tools.parity import cases, model_files, report
+from unit_jax.tools.parity import cases, compute, model_files, report
 from unit_jax.training import optimizer as optim
 
 CASES = REFERENCE_FILES / "parity"
@@ -85,7 +87,7 @@ def test_wrong_gradient_is_found_whatever_sides_relus_take(module, activation, m
 
 def test_only_relus_that_float32_is_unsure_of_change_sides():
     def passed(x, sides):
-        with model_files.relus(sides) as taken:
+        with compute.relus(sides) as taken:
             y = lean.relu(x)
         return y.sum(), (y, taken)
 
@@ -179,6 +181,23 @@ def test_table_counts_what_is_off():
     double = report.Table("case", "float64")
     double.close("out/scores", [2.0], [2.0 + 1e-8])
     assert not double.rows["out/scores"].ok
+
+
+@pytest.mark.parametrize(("objects", "agrees"), [(28, True), (29, False)])
+def test_cardinality_errors_are_compared_as_counts(objects, agrees):
+    """Of three images: 28/3 is another number in float32 than in float64, but 28 objects are 28."""
+    recorded = {"coco/loss_raw/cardinality_error": np.array(objects / 3)}
+    ours = np.mean(np.array([9, 9, 10], np.float32), dtype=np.float32)
+    assert float(ours) != 28 / 3
+    results = types.SimpleNamespace(
+        raw={"cardinality_error": ours}, outputs=types.SimpleNamespace(logits=np.zeros((6, 3, 1)))
+    )
+    table = report.Table("case", "float32")
+    truth = model_files.Truth(pathlib.Path("case.npz"), recorded, "float32")
+    model_files.compare(
+        table, tasks.PUBLISHED["coco"], "coco", recorded, truth, results, lambda: []
+    )
+    assert table.rows["loss_raw/cardinality_error"].ok == agrees
 
 
 def test_files_that_cannot_be_checked_are_named_and_the_others_still_checked(tmp_path, capsys):

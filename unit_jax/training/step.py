@@ -12,6 +12,7 @@ A step whose loss or gradient is not finite changes nothing but the step's numbe
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -308,25 +309,34 @@ class Update:
     def __call__(
         self, state: TrainState, grads: Flat, task: str, loss: jax.Array | float = 0.0
     ) -> tuple[TrainState, Logs]:
-        plan = self._plan(state.params, task)
-        zeros = {}
-        for path, reached in plan.items():
-            if not reached:
-                if path not in self._zeros:
-                    self._zeros[path] = partitioning.zeros_like(state.optimizer.mu[path])
-                zeros[path] = self._zeros[path]
-        # One array of flags: each by itself would be a transfer of its own.
-        flags = np.array([*plan.values()], bool)
-        params, rest = state.params, state.replace(params={})
-        return self._program(params, rest, {**grads, **zeros}, flags, loss, paths=tuple(plan))
+        args, paths = self._arguments(state, grads, task, loss, self._zero)
+        return self._program(*args, paths=paths)
 
     def lower(self, state: TrainState, grads: Flat, task: str, loss) -> jax.stages.Lowered:
         """The program of a call with arguments of these shapes."""
-        plan = self._plan(state.params, task)
-        zeros = {path: state.optimizer.mu[path] for path, reached in plan.items() if not reached}
+        args, paths = self._arguments(state, grads, task, loss, lambda path, like: like)
+        return self._program.lower(*args, paths=paths)
+
+    def _arguments(
+        self, state: TrainState, grads: Flat, task: str, loss, zero: Callable[[str, Any], Any]
+    ) -> tuple[tuple, tuple[str, ...]]:
+        """The program's arrays, and the paths of the parameters that only some tasks reach.
+
+        Args:
+          zero: zero(path, array of the same shape) is the gradient where the task does not reach.
+        """
+        plan, moments = self._plan(state.params, task), state.optimizer.mu
+        zeros = {path: zero(path, moments[path]) for path, reached in plan.items() if not reached}
+        # One array of flags: each by itself would be a transfer of its own.
         flags = np.array([*plan.values()], bool)
         params, rest = state.params, state.replace(params={})
-        return self._program.lower(params, rest, {**grads, **zeros}, flags, loss, paths=tuple(plan))
+        return (params, rest, {**grads, **zeros}, flags, loss), tuple(plan)
+
+    def _zero(self, path: str, like: jax.Array) -> jax.Array:
+        """Zeros for a path, made once."""
+        if path not in self._zeros:
+            self._zeros[path] = partitioning.zeros_like(like)
+        return self._zeros[path]
 
     def _update(
         self,
@@ -335,7 +345,7 @@ class Update:
         grads: Flat,
         flags: Bool[Array, "paths"],
         loss,
-        paths: tuple[str],
+        paths: tuple[str, ...],
     ) -> tuple[TrainState, Logs]:
         used = dict.fromkeys(grads, True) | dict(zip(paths, flags, strict=True))
         params, opt_state, info = self._optimizer.update(

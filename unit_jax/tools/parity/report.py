@@ -117,6 +117,13 @@ class Table:
         if ours.shape != reference.shape or not (ours == reference).all():
             row.problem = row.problem or f"differs {what}".strip()
 
+    def equal_means(
+        self, quantity: str, ours: Any, reference: Any, count: int, what: str = ""
+    ) -> None:
+        """Compares means of `count` whole numbers by their sums, as precisions round the means
+        differently."""
+        self.equal(quantity, np.rint(count * ours), np.rint(count * reference), what)
+
     def print(self) -> None:
         print(f"\n{self.title} ({self.dtype})")
         print(f"  {'quantity':<28}{'max abs':>10}{'max rel':>10}{'tolerance':>11}{'ratio':>8}")
