@@ -12,7 +12,7 @@ from tests.tools.test_convert_checkpoint import convert
 from unit_jax import run as run_lib
 from unit_jax import settings as settings_lib
 from unit_jax.evaluation import closing, submissions
-from unit_jax.runtime import checkpoints
+from unit_jax.runtime import checkpoint_folder
 from unit_jax.training import loop
 
 
@@ -95,7 +95,7 @@ def test_the_same_seed_gives_the_same_numbers_also_across_a_resume(data_dir, fin
             loop.train(run, workdir)
     finally:
         loop.save = original
-    assert checkpoints.locate(workdir)[1] == 3
+    assert checkpoint_folder.locate(workdir)[1] == 3
     assert _numbers(_train(config, workdir)) == whole
 
 

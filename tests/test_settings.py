@@ -7,7 +7,7 @@ import pytest
 
 from configs import demo, unit
 from tests import ROOT
-from unit_jax import fields, run, settings
+from unit_jax import checks, fields, settings
 from unit_jax.interop import weights
 from unit_jax.runtime import checkpoints
 from unit_jax.tools import show_settings
@@ -238,7 +238,7 @@ def test_metrics_must_exist():
     def problems(config=None, **changes):
         made = settings.from_config(config or unit.values("coco,qqp"))
         train = dataclasses.replace(made.train, **changes)
-        return run.metric_problems(dataclasses.replace(made, train=train))
+        return checks.metric_problems(dataclasses.replace(made, train=train))
 
     assert problems() == problems(best_metric="coco/AP50") == problems(best_metric="qqp/f1") == []
     (told,) = problems(best_metric="coco/AP5")
@@ -252,7 +252,7 @@ def test_metrics_must_exist():
 def test_frozen_parameters_must_exist():
     def problem(*frozen):
         made = settings.OptimizerSettings(frozen=frozen)
-        return run.check_frozen(made, ["backbone.conv1.kernel", "queries.coco"])
+        return checks.frozen(made, ["backbone.conv1.kernel", "queries.coco"])
 
     assert problem() is problem("backbone", "queries.coco") is problem("backbone.conv1.") is None
     assert problem("backbone.conv1.kernel") is None

@@ -77,7 +77,7 @@ def _run(settings: settings_lib.Settings) -> int:
     from unit_jax import run as run_lib
     from unit_jax.data import prepared
     from unit_jax.evaluation import closing, follow, submissions
-    from unit_jax.runtime import checkpoints, distributed
+    from unit_jax.runtime import checkpoint_folder, distributed
     from unit_jax.training import compilation, dry_run, loop
 
     training = MODE.value == "train"
@@ -91,7 +91,7 @@ def _run(settings: settings_lib.Settings) -> int:
     distributed.initialize(settings.distributed)
     with distributed.together():
         with paths.reaching("--workdir" if training else "--checkpoint", checkpoint):
-            fresh = training and not checkpoints.exist(workdir)
+            fresh = training and not checkpoint_folder.exist(workdir)
             if not training and not FOLLOW.value:
                 checkpoint = run_lib.located(checkpoint, workdir, settings)
         run = run_lib.open_run(settings, needs_initial_weights=fresh)
@@ -102,7 +102,7 @@ def _run(settings: settings_lib.Settings) -> int:
     command["--tasks"] = TASKS.value
     distributed.check_agreement({**command, **run.facts()})
     compilation.keep_programs(workdir / "compilation_cache")
-    with distributed.LastWords(workdir / checkpoints.FOLDER) as last_words:
+    with distributed.LastWords(workdir / checkpoint_folder.FOLDER) as last_words:
         if training and DRY_RUN.value:
             dry_run.dry_run(run, workdir)
         elif training:

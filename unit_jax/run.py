@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,18 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from unit_jax import fields, outputs
+from unit_jax import checks, outputs
 from unit_jax import settings as settings_lib
 from unit_jax.data import choices, loader
 from unit_jax.data.integrity import fingerprint, read_lines
 from unit_jax.data.own import prepare as own
 from unit_jax.data.prepared import PreparedData
-from unit_jax.interop import init_from, sources, transfer, weights
+from unit_jax.interop import init_from, transfer, weights
 from unit_jax.models import flat
 from unit_jax.models.flat import Flat, Model
 from unit_jax.models.unit import Unit
-from unit_jax.runtime import checkpoints, distributed, partitioning
-from unit_jax.settings import ModelSettings, OptimizerSettings, Settings
+from unit_jax.runtime import checkpoint_folder, checkpoints, distributed, partitioning
+from unit_jax.settings import Settings
 
 DEMO = "no data at hand? `make demo` generates its own and trains on it"
 
@@ -110,7 +110,7 @@ class Run:
             arrays, metadata = weights.read_safetensors(file)
             self.check_metadata(metadata, str(checkpoint))
             return self._of_arrays(arrays, str(checkpoint))
-        directory, step = checkpoints.locate(checkpoint)
+        directory, step = checkpoint_folder.locate(checkpoint)
         with contextlib.closing(checkpoints.Checkpoints(directory, read_only=True)) as saved:
             self.check_metadata(saved.metadata(step), f"{directory}/{step}")
             model, _ = saved.restore(step, self.abstract_model()._asdict(), partly=True)
@@ -156,43 +156,7 @@ class Run:
     def check_metadata(self, metadata: Mapping[str, Any], where: str) -> None:
         """Raises ValueError if a checkpoint was made by another model, or with another vocabulary,
         answer list or list of classes, or has a task in another row of the task embeddings."""
-        made = metadata.get("settings", {}).get("model", {})
-        differences = [
-            difference
-            for difference in _differences(
-                made, checkpoints.jsonable(dataclasses.asdict(self.settings.model))
-            )
-            if difference[0] not in settings_lib.names(ModelSettings, "free")
-        ]
-        if differences:
-            told = "; ".join(
-                f"model.{name} = {made_with!r} there, {now!r} in this config"
-                for name, made_with, now in differences
-            )
-            flags = " ".join(
-                f"--config.model.{name}={value}"
-                for name, value, _ in differences
-                if not isinstance(value, list)
-            )
-            raise ValueError(
-                f"{where} was made by another model: {told}; use its config"
-                f"{flags and f' (here: {flags})'}, or another --workdir"
-            )
-        for name, task in metadata.get("settings", {}).get("tasks", {}).items():
-            row = task.get("index")
-            if name in self.settings.tasks and row not in (None, self.settings.tasks[name].index):
-                raise ValueError(
-                    f"{where} has {name} in row {row} of the task embeddings, this config in "
-                    f"{self.settings.tasks[name].index}; use --config.tasks.{name}.index={row}"
-                )
-        for name, now in fingerprints(self.data).items():
-            saved = metadata.get("data", {}).get(name, now)
-            if saved != now:
-                raise ValueError(
-                    f"{where} was made with another {name} ({saved[:12]}) than that of "
-                    f"{self.settings.data.data_dir} ({now[:12]}); prepare the data with "
-                    "the same one, or use another --workdir"
-                )
+        checks.metadata(metadata, where, self.settings, fingerprints(self.data))
 
 
 def open_run(config: Mapping[str, Any] | Settings, needs_initial_weights: bool = False) -> Run:
@@ -207,7 +171,7 @@ def open_run(config: Mapping[str, Any] | Settings, needs_initial_weights: bool =
     """
     settings = settings_lib.from_config(config)
     prepare_own(settings)
-    problems = metric_problems(settings)
+    problems = checks.metric_problems(settings)
     try:
         data = PreparedData(
             settings.data.data_dir, settings.tasks, vocabulary=settings.data.vocabulary
@@ -215,7 +179,7 @@ def open_run(config: Mapping[str, Any] | Settings, needs_initial_weights: bool =
     except ValueError as error:
         problems.append(str(error))
     if needs_initial_weights:
-        problems += missing_weights(settings.init_from)
+        problems += checks.missing_weights(settings.init_from)
     if problems:
         raise ValueError("\n".join([*problems, DEMO]))
     mesh = partitioning.make_mesh(settings.mesh)
@@ -227,46 +191,10 @@ def open_run(config: Mapping[str, Any] | Settings, needs_initial_weights: bool =
     )
     partitioning.check_batch_sizes(settings.train, mesh)
     graph, params, statistics = flat.abstract(lambda: _build(settings))
-    problem = check_frozen(settings.optimizer, params)
+    problem = checks.frozen(settings.optimizer, params)
     if problem:
         raise ValueError(problem)
     return Run(settings, data, mesh, graph, *partitioning.abstract((params, statistics), mesh))
-
-
-def metric_problems(settings: Settings) -> list[str]:
-    """A line per task whose room or metrics do not exist, and one if the best metric does not."""
-    problems, reported = [], {}
-    for name, spec in settings.tasks.items():
-        try:
-            room = outputs.room(spec)
-            reported[name] = spec.metrics or room.default_metrics()
-        except ValueError as error:
-            problems.append(str(error))
-    task, _, metric = settings.train.best_metric.partition("/")
-    if task in reported and metric not in reported[task]:
-        near = fields.did_you_mean(metric, reported[task])
-        problems.append(
-            f"config.train.best_metric: {task} has no metric {metric!r}{near} "
-            f"(metrics: {', '.join(reported[task])})"
-        )
-    return problems
-
-
-def check_frozen(settings: OptimizerSettings, paths: Iterable[str]) -> str | None:
-    """What is wrong with `settings.frozen` for a model of these parameters; None = nothing."""
-    parts = {}  # ordered
-    for path in paths:
-        names = path.split(".")
-        parts |= dict.fromkeys(".".join(names[:depth]) for depth in range(1, len(names) + 1))
-    wrong = [name for name in settings.frozen if name.rstrip(".") not in parts]
-    if not wrong:
-        return None
-    near = ", ".join(filter(None, (fields.nearest(name, parts) for name in wrong)))
-    return (
-        f"config.optimizer.frozen: {', '.join(map(repr, wrong))}: no parameter of the model, nor a "
-        f"part that holds some{near and f'; did you mean {near}?'} "
-        f"(parts: {', '.join(name for name in parts if '.' not in name)})"
-    )
 
 
 def prepare_own(settings: Settings) -> list[own.Summary]:
@@ -348,31 +276,6 @@ def label_names(data: PreparedData) -> dict[str, list[str]]:
     return {task: data.label_names(task) for task in data.tasks}
 
 
-def missing_weights(init_from: settings_lib.InitSettings) -> list[str]:
-    """A line per file of `config.init_from` that is not there."""
-    return [
-        f"weights: config.init_from.{field} = {path!r} does not exist; {_WEIGHTS[field]}, or set "
-        f'config.init_from.{field}="" to start it fresh'
-        for field, path in ((name, getattr(init_from, name)) for name in _WEIGHTS)
-        if path and not _is_there(field, path)
-    ]
-
-
-def _is_there(field: str, path: str) -> bool:
-    # A hub name has one slash at most and no file ending; whether the hub has it shows when read.
-    if field == "model" and path == sources.DEMO:
-        return sources.demo_file().exists()
-    hub_name = field == "text_encoder" and path.count("/") < 2 and not epath.Path(path).suffix
-    return epath.Path(path).exists() or (hub_name and not path.startswith("weights/"))
-
-
-_WEIGHTS = {
-    "model": 'give "demo", a checkpoint of ours, or a file of the UniT of MMF or of DETR',
-    "backbone": "download DETR's R50-DC5 checkpoint (detr-r50-dc5-f0fb7ef5.pth) there",
-    "text_encoder": "download bert-base-uncased (config.json, model.safetensors, vocab.txt) there",
-}
-
-
 def _training_images(run: Run, count: int):
     """The first `count` training images of the first task that has some, without augmentation."""
     task = next(spec for spec in run.settings.tasks.values() if spec.has_image)
@@ -386,17 +289,6 @@ def _training_images(run: Run, count: int):
             if sum(len(x) for x in same) >= count or len(same) < len(images):
                 break
     return np.concatenate(same)[:count], np.concatenate(sizes[: len(same)])[:count]
-
-
-def _differences(old: Mapping, new: Mapping, prefix: str = "") -> list[tuple[str, Any, Any]]:
-    """(name, old value, new value) of what both nested dicts have, with different values."""
-    found = []
-    for key in sorted(old.keys() & new.keys()):
-        if isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
-            found += _differences(old[key], new[key], f"{prefix}{key}.")
-        elif old[key] != new[key]:
-            found.append((prefix + key, old[key], new[key]))
-    return found
 
 
 def best_metric(settings: Settings) -> str:
@@ -418,11 +310,11 @@ def located(checkpoint: epath.Path, workdir: epath.Path, settings: Settings) -> 
     if weights.file_at(checkpoint):
         return checkpoint
     if checkpoint.name != "best" or checkpoint.exists():
-        checkpoints.locate(checkpoint)
+        checkpoint_folder.locate(checkpoint)
         return checkpoint
     folder = workdir if checkpoint == epath.Path("best") else checkpoint.parent
-    step = checkpoints.best_step(folder, best_metric(settings))
-    return folder / checkpoints.FOLDER / str(step)
+    step = checkpoint_folder.best_step(folder, best_metric(settings))
+    return folder / checkpoint_folder.FOLDER / str(step)
 
 
 def _has_text(data: PreparedData) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from tests import ROOT
 from tests import official_files as official
-from unit_jax.data import integrity, prepare, prepared, text
+from unit_jax.data import integrity, prepare, prepared, text, writer
 from unit_jax.data.prepared import PreparedData
 
 QUIET = official.settings()
@@ -264,7 +264,7 @@ def test_an_interrupted_run_leaves_the_old_state(data_dir, source, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "_check_written", interrupt)
+    monkeypatch.setattr(writer, "_check_written", interrupt)
     again = official.settings(overwrite=True)
     with pytest.raises(KeyboardInterrupt):
         prepare.prepare(source, data_dir, ["qnli", "sst2"], again)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from unit_jax.runtime import checkpoints
+from unit_jax.runtime import checkpoint_folder, checkpoints, disk
 
 # tensorstore warns of the reads that it gives up on.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -77,11 +77,11 @@ def test_the_best_stays_across_a_resume_and_is_found(tmp_path):
             saved.save(step, _model(step), {"n": step}, None, metrics)
         saved.close()
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 5, 6]
-    assert checkpoints.best_step(tmp_path, "a/AP") == 2
+    assert checkpoint_folder.best_step(tmp_path, "a/AP") == 2
     with pytest.raises(ValueError, match=r"saved with a value of c/AP \(it has steps 2, 5, 6\)"):
-        checkpoints.best_step(tmp_path, "c/AP")
+        checkpoint_folder.best_step(tmp_path, "c/AP")
     with pytest.raises(ValueError, match="it has none"):
-        checkpoints.best_step(tmp_path / "nowhere", "a/AP")
+        checkpoint_folder.best_step(tmp_path / "nowhere", "a/AP")
 
 
 def test_a_checkpoint_that_does_not_fit_lists_every_difference(tmp_path):
@@ -236,10 +236,10 @@ def test_two_good_checkpoints_stay_whatever_is_asked(tmp_path):
     seen = []
     for step in (1, 2, 3):
         saved.save(step, _model(step), {})
-        seen.append(len(checkpoints.whole_steps(tmp_path)))
+        seen.append(len(checkpoint_folder.whole_steps(tmp_path)))
         saved.wait()
     saved.close()
-    assert seen[2] >= 2 and checkpoints.whole_steps(tmp_path) == [2, 3]
+    assert seen[2] >= 2 and checkpoint_folder.whole_steps(tmp_path) == [2, 3]
 
 
 def test_reading_touches_nothing_in_a_folder_where_a_run_is_at_work(three, tmp_path):
@@ -267,8 +267,8 @@ def test_files_that_vanish_while_they_are_counted_are_passed_over(tmp_path, monk
             raise FileNotFoundError(path)
         return stat(path, *rest, **options)
 
-    monkeypatch.setattr(checkpoints.os, "stat", vanishing)
-    assert checkpoints._on_disk(epath.Path(tmp_path)) == 10
+    monkeypatch.setattr(disk.os, "stat", vanishing)
+    assert disk.used(epath.Path(tmp_path)) == 10
 
 
 def test_a_write_that_fails_is_one_line_that_names_what_is_safe(tmp_path, monkeypatch, capfd):
@@ -279,7 +279,7 @@ def test_a_write_that_fails_is_one_line_that_names_what_is_safe(tmp_path, monkey
     large = {"params": {"a": jnp.asarray(np.random.default_rng(0).standard_normal((400, 500)))}}
     large["statistics"] = {"b": jnp.zeros(3)}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr(checkpoints, "_free", lambda folder: 300_000)
+    monkeypatch.setattr(disk, "free", lambda folder: 300_000)
     capfd.readouterr()
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -295,7 +295,7 @@ def test_a_write_that_fails_is_one_line_that_names_what_is_safe(tmp_path, monkey
         "again"
     )
     assert error.value.exit_code == 4 and "Traceback" not in capfd.readouterr().err
-    assert checkpoints.whole_steps(epath.Path(tmp_path)) == [1]
+    assert checkpoint_folder.whole_steps(epath.Path(tmp_path)) == [1]
 
 
 def test_room_for_the_checkpoints_to_come(three, tmp_path, monkeypatch):
@@ -318,14 +318,16 @@ def test_room_for_the_checkpoints_to_come(three, tmp_path, monkeypatch):
 
 def test_locate(tmp_path):
     with pytest.raises(ValueError, match="no checkpoint at .*; give a working folder"):
-        checkpoints.locate(tmp_path)
+        checkpoint_folder.locate(tmp_path)
     for step in (5, 12):
         (tmp_path / "run" / "checkpoints" / str(step) / "metadata").mkdir(parents=True)
     folder = epath.Path(tmp_path / "run" / "checkpoints")
-    assert checkpoints.locate(tmp_path / "run") == (folder, 12)
-    assert checkpoints.locate(folder) == (folder, 12)
-    assert checkpoints.locate(folder / "5") == (folder, 5)
+    assert checkpoint_folder.locate(tmp_path / "run") == (folder, 12)
+    assert checkpoint_folder.locate(folder) == (folder, 12)
+    assert checkpoint_folder.locate(folder / "5") == (folder, 5)
     (tmp_path / "2024").mkdir()  # a working folder with a number for a name is no step
     with pytest.raises(ValueError, match="no checkpoint at .*/2024"):
-        checkpoints.locate(tmp_path / "2024")
-    assert checkpoints.exist(tmp_path / "run") and not checkpoints.exist(tmp_path / "2024")
+        checkpoint_folder.locate(tmp_path / "2024")
+    assert checkpoint_folder.exist(tmp_path / "run") and not checkpoint_folder.exist(
+        tmp_path / "2024"
+    )

@@ -17,7 +17,7 @@ from tests import tiny
 from unit_jax import run as run_lib
 from unit_jax import settings
 from unit_jax.evaluation import follow
-from unit_jax.runtime import checkpoints, exits, journal, lock, stopping
+from unit_jax.runtime import checkpoint_folder, checkpoints, disk, exits, journal, lock, stopping
 from unit_jax.tools import go_back, replay
 from unit_jax.training import bundle, loop, session
 from unit_jax.training.run_log import TooManyBadSteps
@@ -104,7 +104,7 @@ def test_a_stop_in_the_middle_of_an_evaluation_saves_and_evaluates_later(
     assert loop.train(run, workdir) == exits.STOPPED
     assert [line["step"] for line in lines(workdir)] == [1, 2, 3, 4]
     assert journal.read_status(workdir)["state"] == "stopped"
-    assert checkpoints.locate(workdir)[1] == 4
+    assert checkpoint_folder.locate(workdir)[1] == 4
     monkeypatch.undo()
     assert loop.train(run, workdir) == 0
     assert numbers(workdir) == numbers(undisturbed)
@@ -188,7 +188,7 @@ def test_new_checkpoints_are_evaluated_as_they_appear(whole, tmp_path, monkeypat
 
 def test_a_disk_without_room_is_told_before_training(whole, tmp_path, monkeypatch):
     run, _ = whole
-    monkeypatch.setattr(checkpoints, "_free", lambda folder: 10_000)
+    monkeypatch.setattr(disk, "free", lambda folder: 10_000)
     with pytest.raises(ValueError, match=r"has 0\.0 MB free, 4 checkpoints .* need .* MB more"):
         loop.train(run, epath.Path(tmp_path))
     assert not (tmp_path / "metrics.jsonl").exists()
@@ -212,7 +212,7 @@ def test_going_back_and_leaving_data_out(whole, tmp_path, capsys):
     assert go_back.main([str(workdir), "3"]) == 1
     assert "has no checkpoint of step 3 (there: 4, 6)" in capsys.readouterr().err
     assert go_back.main([str(workdir), "4"]) == 0
-    assert checkpoints.whole_steps(workdir / "checkpoints") == [4]
+    assert checkpoint_folder.whole_steps(workdir / "checkpoints") == [4]
     assert (workdir / go_back.ASIDE / "6" / "model").exists()
     values = config(run.settings.data.data_dir)
     values["data"]["skip"] = ((5, 5),)

@@ -12,7 +12,7 @@ from unit_jax.evaluation.baselines import baselines, blind_scores
 from unit_jax.evaluation.evaluate import Evaluation, evaluate, select
 from unit_jax.evaluation.step import Predictor
 from unit_jax.interop import weights
-from unit_jax.runtime import checkpoints, distributed
+from unit_jax.runtime import checkpoint_folder, distributed
 
 
 def report_rows(
@@ -96,7 +96,7 @@ def evaluate_checkpoint(
     predictor = Predictor.of_run(run, run.restored_model(checkpoint))
     source = str(checkpoint)
     if not weights.file_at(checkpoint):
-        source = "{}/{}".format(*checkpoints.locate(checkpoint))
+        source = "{}/{}".format(*checkpoint_folder.locate(checkpoint))
     for split, selection in selections.items():
         tell_left_out(split, selection.left_out)
         if selection.tasks:

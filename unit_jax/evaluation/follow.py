@@ -14,7 +14,7 @@ from unit_jax import run as run_lib
 from unit_jax.evaluation.closing import select, tell_left_out
 from unit_jax.evaluation.evaluate import evaluate
 from unit_jax.evaluation.step import Predictor
-from unit_jax.runtime import checkpoints, distributed, journal
+from unit_jax.runtime import checkpoint_folder, checkpoints, distributed, journal
 
 FILE = "followed.jsonl"
 _ENDED = ("finished", "failed", "stopped")  # states of the followed run's status
@@ -43,7 +43,7 @@ def follow(
     while True:
         # Looked up first: a run that ends in between leaves its last checkpoint for this turn.
         ended = journal.read_status(followed).get("state") in _ENDED
-        there = checkpoints.whole_steps(followed / checkpoints.FOLDER)
+        there = checkpoint_folder.whole_steps(followed / checkpoint_folder.FOLDER)
         new = [step for step in there if step not in done]
         # One process says what comes next, as another one may see a checkpoint later.
         step = int(distributed.gather_bytes(np.asarray(min(new, default=-1), np.int64))[0])
@@ -54,7 +54,7 @@ def follow(
             continue
         done.add(step)
         try:
-            model = run.restored_model(followed / checkpoints.FOLDER / str(step))
+            model = run.restored_model(followed / checkpoint_folder.FOLDER / str(step))
         except checkpoints.Damaged as error:
             if distributed.is_first():
                 print(f"step {step} is passed over: {error}")

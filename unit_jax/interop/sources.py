@@ -21,7 +21,7 @@ import safetensors
 from etils import epath
 
 from unit_jax.interop import coco_classes, detr, mmf, torch_files
-from unit_jax.runtime import checkpoints
+from unit_jax.runtime import checkpoint_folder, checkpoints
 from unit_jax.tasks import KINDS, PUBLISHED
 
 Arrays = dict[str, np.ndarray]
@@ -108,7 +108,7 @@ def read_checkpoint(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:
     Raises:
       ValueError: there is none, or it is unreadable.
     """
-    folder, step = checkpoints.locate(path)
+    folder, step = checkpoint_folder.locate(path)
     with contextlib.closing(checkpoints.Checkpoints(folder, read_only=True)) as saved:
         metadata = saved.metadata(step)
         here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -7,12 +7,10 @@ itself, which are compared when it is read.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging as python_logging
-import math
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
@@ -26,13 +24,9 @@ from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from unit_jax import paths
-from unit_jax.runtime import digests, distributed, exits
+from unit_jax.runtime import checkpoint_folder, digests, disk, distributed, exits
 
-FOLDER = "checkpoints"
-COMMITTED = "commit_success.txt"  # orbax's, in step folders of a bucket
-REMEDY = "give a working folder, its checkpoints folder or one of the step folders in it"
 _DIGESTS, _CHECKSUM = "digests", "sha256"  # in the metadata: of arrays by item, and of all the rest
-_BESIDE_AN_ARRAY = 4096  # bytes of names, shardings and indices; measured: 3,300 for small arrays
 
 T = TypeVar("T")
 
@@ -77,12 +71,8 @@ class Checkpoints:
         policies: list[preservation_policy.PreservationPolicy] = [
             preservation_policy.LatestN(max(max_to_keep, 2))
         ]
-        rank = None
-        if best_metric:
-
-            def rank(metrics: Mapping[str, float]) -> float:
-                return _rank(metrics, best_metric)
-
+        rank = functools.partial(checkpoint_folder.rank, name=best_metric) if best_metric else None
+        if rank is not None:
             policies.append(
                 preservation_policy.BestN(
                     get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False
@@ -167,7 +157,7 @@ class Checkpoints:
             name: ocp.args.StandardSave(value) for name, value in arrays.items()
         }
         items["metadata"] = ocp.args.JsonSave(metadata)
-        self._size = _bytes(arrays)
+        self._size = disk.bytes_of(arrays)
         with self._writing():
             self._manager.save(
                 step, args=ocp.args.Composite(**items), metrics=dict(metrics) if metrics else None
@@ -185,14 +175,14 @@ class Checkpoints:
         """
         if paths.is_remote(self.directory):
             return
-        one, count = _bytes(state), max_to_keep + 2
-        free, existing = _free(self.directory), _on_disk(self.directory)
+        one, count = disk.bytes_of(state), max_to_keep + 2
+        free, existing = disk.free(self.directory), disk.used(self.directory)
         if (missing := one * count - existing - free) > 0:
             raise ValueError(
-                f"the disk of {self.directory} has {_megabytes(free)} free, {count} checkpoints "
-                f"(train.max_to_keep={max_to_keep}, the best, and one being written) of "
-                f"{_megabytes(one)} need {_megabytes(missing)} more; free some, lower "
-                "train.max_to_keep, or give another --workdir"
+                f"the disk of {self.directory} has {disk.megabytes(free)} free, "
+                f"{count} checkpoints (train.max_to_keep={max_to_keep}, the best, and one being "
+                f"written) of {disk.megabytes(one)} need {disk.megabytes(missing)} more; free "
+                "some, lower train.max_to_keep, or give another --workdir"
             )
 
     def has_optimizer(self, step: int) -> bool:
@@ -309,7 +299,9 @@ class Checkpoints:
         return restored
 
     def _damaged(self, step: int, reason: str) -> Damaged:
-        others = ", ".join(str(other) for other in whole_steps(self.directory) if other != step)
+        others = ", ".join(
+            str(other) for other in checkpoint_folder.whole_steps(self.directory) if other != step
+        )
         told = f"checkpoint {self.directory / str(step)} cannot be read ({reason})"
         return Damaged(f"{told}; others there: {others or 'none'}")
 
@@ -323,13 +315,13 @@ class Checkpoints:
                 raise  # nothing is wrong with the disk: another process was lost meanwhile
             reason = _in_short(error)
             if not paths.is_remote(self.directory):
-                free = _free(self.directory)
+                free = disk.free(self.directory)
                 if self._size > free:
                     reason = (
-                        f"no space is left: {_megabytes(free)} are free, "
-                        f"{_megabytes(self._size - free)} too little for one"
+                        f"no space is left: {disk.megabytes(free)} are free, "
+                        f"{disk.megabytes(self._size - free)} too little for one"
                     )
-            safe = whole_steps(self.directory)
+            safe = checkpoint_folder.whole_steps(self.directory)
             newest = f"{self.directory / str(max(safe))} is safe" if safe else "there is none yet"
             raise NotWritten(
                 f"a checkpoint could not be written to {self.directory} ({reason}); {newest}; make "
@@ -354,78 +346,6 @@ class Checkpoints:
                 f"checkpoint {self.directory / str(step)} does not fit this config's model:\n  "
                 f"{shown}{more}\nuse the config it was made with, or another --workdir"
             )
-
-
-def locate(path: epath.PathLike) -> tuple[epath.Path, int]:
-    """The (checkpoints folder, step) that `path` means: newest step unless it names one.
-
-    Raises:
-      ValueError: there is no checkpoint at `path`.
-    """
-    path = epath.Path(path)
-    for folder in (path / FOLDER, path):
-        if steps := whole_steps(folder):
-            return folder, max(steps)
-    if path.name.isdigit() and _is_finished(path):
-        return path.parent, int(path.name)
-    raise ValueError(f"no checkpoint at {path}; {REMEDY}")
-
-
-def best_step(path: epath.PathLike, metric: str) -> int:
-    """The step of a working folder whose checkpoint was saved with the highest value of a metric.
-
-    Raises:
-      ValueError: no checkpoint was saved with it.
-    """
-    folder = epath.Path(path) / FOLDER
-    steps, values = whole_steps(folder), {}
-    for step in steps:
-        file = folder / str(step) / "metrics" / "metrics"
-        with contextlib.suppress(OSError, ValueError):
-            values[step] = _rank(json.loads(file.read_text()), metric)
-    values = {step: value for step, value in values.items() if value > -math.inf}
-    if not values:
-        has = f"it has steps {', '.join(map(str, steps))}" if steps else "it has none"
-        raise ValueError(
-            f"--checkpoint=best: no checkpoint of {path} was saved with a value of {metric} "
-            f"({has}); give one of its step folders, or see config.train.best_metric"
-        )
-    return max(values, key=values.__getitem__)
-
-
-def _rank(metrics: Mapping[str, float], name: str) -> float:
-    """How good a checkpoint is; one without the value is worse than all."""
-    value = metrics.get(name)
-    return value if value is not None and math.isfinite(value) else -math.inf
-
-
-def exist(workdir: epath.Path) -> bool:
-    """Whether a working folder has a checkpoint."""
-    return bool(whole_steps(workdir / FOLDER))
-
-
-def what_is_safe(workdir: epath.Path) -> str:
-    """A few words on the newest checkpoint of a working folder."""
-    try:
-        steps = whole_steps(workdir / FOLDER)
-    except Exception as error:  # file systems and clouds raise many kinds
-        return f"its checkpoints are out of reach ({type(error).__name__})"
-    if not steps:
-        return "there is no checkpoint yet; the same command starts again"
-    return f"{workdir / FOLDER / str(steps[-1])} is safe; the same command goes on from there"
-
-
-def whole_steps(folder: epath.Path) -> list[int]:
-    """The steps with a whole checkpoint."""
-    if not folder.is_dir():
-        return []
-    found = [path for path in folder.iterdir() if path.name.isdigit()]
-    return sorted(int(path.name) for path in found if _is_finished(path))
-
-
-def _is_finished(step: epath.Path) -> bool:
-    """On disk a checkpoint is renamed when it is whole; in a bucket it gets a file that says so."""
-    return (step / (COMMITTED if paths.is_remote(step) else "metadata")).exists()
 
 
 def _barrier(*, key: str, timeout_ms: int) -> None:
@@ -463,32 +383,6 @@ def _in_short(error: Exception | None) -> str:
         return "another process could not"
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _bytes(tree: Any) -> int:
-    """About what a checkpoint of arrays, or shapes and dtypes of them, takes on disk."""
-    leaves = jax.tree.leaves(tree)
-    arrays = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
-    return arrays + _BESIDE_AN_ARRAY * len(leaves)
-
-
-def _free(folder: epath.Path) -> int:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def _on_disk(folder: epath.Path) -> int:
-    total = 0
-    for place, _, names in os.walk(folder):  # what is removed meanwhile is passed over
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.stat(os.path.join(place, name)).st_size
-    return total
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
 
 
 def jsonable(value: Any) -> Any:

@@ -29,7 +29,7 @@ from unit_jax import outputs, paths
 from unit_jax.data.prepared import PreparedData
 from unit_jax.interop import bert, detr, init_from, mmf, sources, torch_files, weights
 from unit_jax.models import flat
-from unit_jax.runtime import checkpoints
+from unit_jax.runtime import checkpoint_folder, checkpoints
 from unit_jax.settings import Settings
 from unit_jax.tools import sized_settings
 
@@ -218,7 +218,8 @@ def write_checkpoint(output: str, model: Any, metadata: dict[str, Any]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
-        with contextlib.closing(checkpoints.Checkpoints(temporary / checkpoints.FOLDER)) as saved:
+        folder = temporary / checkpoint_folder.FOLDER
+        with contextlib.closing(checkpoints.Checkpoints(folder)) as saved:
             saved.save(0, model, metadata)
             saved.wait()
         os.chmod(temporary, 0o755)  # a temporary folder is its maker's alone

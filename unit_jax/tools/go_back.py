@@ -11,7 +11,7 @@ import sys
 from etils import epath
 
 from unit_jax import paths
-from unit_jax.runtime import checkpoints, lock
+from unit_jax.runtime import checkpoint_folder, lock
 
 ASIDE = "left_checkpoints"
 
@@ -26,8 +26,8 @@ def go_back(workdir: epath.Path, step: int) -> list[int]:
       ValueError: there is no checkpoint of that step.
       lock.Taken: a run is at work in the folder.
     """
-    folder = workdir / checkpoints.FOLDER
-    steps = checkpoints.whole_steps(folder)
+    folder = workdir / checkpoint_folder.FOLDER
+    steps = checkpoint_folder.whole_steps(folder)
     if step not in steps:
         there = ", ".join(map(str, steps)) or "none"
         raise ValueError(f"{folder} has no checkpoint of step {step} (there: {there})")

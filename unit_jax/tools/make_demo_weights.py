@@ -43,14 +43,14 @@ def make(workdir: Path, data_dir: str = "", output: str = "") -> str:
     """
     from unit_jax.api import card
     from unit_jax.interop import sources, weights
-    from unit_jax.runtime import checkpoints
+    from unit_jax.runtime import checkpoint_folder
 
     found = weights.read(workdir, data_dir)
     lacking = [task for task in found.metadata["settings"]["tasks"] if task not in found.names]
     if lacking or not found.vocabulary:
         raise ValueError(f"{workdir}: it has no names of {', '.join(lacking)}; give --data_dir")
     steps = found.metadata["settings"]["train"]["steps"]
-    _, step = checkpoints.locate(workdir)
+    _, step = checkpoint_folder.locate(workdir)
     if step < steps:
         raise ValueError(f"{workdir}: at step {step} of {steps}; let the run finish")
     metadata = described(found, step, figures(workdir))

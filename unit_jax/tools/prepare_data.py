@@ -17,6 +17,7 @@ from unit_jax.data import prepare
 from unit_jax.data.own import prepare as own
 from unit_jax.data.own import report
 from unit_jax.data.sources import base
+from unit_jax.data.writer import DEFAULT_VOCABULARY
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--vocabulary",
         default="",
         help="vocab.txt, folder or hub name; empty: the source's vocab.txt, else "
-        + prepare.DEFAULT_VOCABULARY,
+        + DEFAULT_VOCABULARY,
     )
     add("--overwrite", action="store_true", help="prepare again what is finished")
     add("--max_problems", type=int, default=1000, help="faults in a data set that make it fail")

@@ -22,7 +22,7 @@ from unit_jax.data import loader, sampling
 from unit_jax.models.flat import Flat
 from unit_jax.outputs import drawing
 from unit_jax.outputs.objects.targets import ObjectTargets
-from unit_jax.runtime import checkpoints, distributed, partitioning
+from unit_jax.runtime import checkpoint_folder, distributed, partitioning
 from unit_jax.training import loop
 from unit_jax.training import optimizer as optim
 from unit_jax.training.step import TrainState, TrainStep
@@ -62,7 +62,7 @@ def dry_run(run: run_lib.Run, workdir: epath.Path) -> None:
         print(told)
     if first:
         print("nothing was trained or saved; the same command without --dry_run does it")
-        if checkpoints.exist(workdir):
+        if checkpoint_folder.exist(workdir):
             print(f"({workdir} has checkpoints: it would go on from the newest, not start afresh)")
 
 

@@ -19,7 +19,8 @@ from unit_jax.evaluation.evaluate import Evaluation, evaluate
 from unit_jax.evaluation.loss import LossStep, losses
 from unit_jax.evaluation.step import Predictor
 from unit_jax.runtime import distributed, exits, partitioning, stopping, watchdog
-from unit_jax.runtime.checkpoints import FOLDER, Checkpoints, best_step
+from unit_jax.runtime.checkpoint_folder import FOLDER, best_step
+from unit_jax.runtime.checkpoints import Checkpoints
 from unit_jax.training import best as best_lib
 from unit_jax.training import bundle, compilation, fit
 from unit_jax.training import optimizer as optim

@@ -9,7 +9,15 @@ from collections.abc import Generator
 import jax
 from etils import epath
 
-from unit_jax.runtime import checkpoints, distributed, exits, lock, stopping, watchdog
+from unit_jax.runtime import (
+    checkpoint_folder,
+    checkpoints,
+    distributed,
+    exits,
+    lock,
+    stopping,
+    watchdog,
+)
 from unit_jax.runtime.journal import Journal
 from unit_jax.settings import TrainSettings
 
@@ -49,7 +57,7 @@ def guarded(workdir: epath.Path, settings: TrainSettings) -> Generator[Session]:
     """
     held = lock.Lock(workdir) if distributed.is_first() else None
     with (
-        stopping.handled("before the first step", lambda: checkpoints.what_is_safe(workdir)),
+        stopping.handled("before the first step", lambda: checkpoint_folder.what_is_safe(workdir)),
         contextlib.ExitStack() as stack,
     ):
         with distributed.together():
@@ -63,7 +71,7 @@ def guarded(workdir: epath.Path, settings: TrainSettings) -> Generator[Session]:
             if exits.is_full(error):
                 error = checkpoints.NotWritten(
                     f"what a run writes beside checkpoints could not be written to {workdir} "
-                    f"({error}); {checkpoints.what_is_safe(workdir)}; make room first"
+                    f"({error}); {checkpoint_folder.what_is_safe(workdir)}; make room first"
                 )
             told, code = str(error).partition("\n")[0], exits.of(error)
             session.journal.event("failed", error=told, kind=type(error).__name__, exit=code)

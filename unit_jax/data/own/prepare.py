@@ -19,7 +19,7 @@ import numpy as np
 
 from unit_jax import own_data, paths
 from unit_jax.data import integrity, prepared
-from unit_jax.data import prepare as prepare_lib
+from unit_jax.data import writer as writer_lib
 from unit_jax.data.own import classes as classes_lib
 from unit_jax.data.own import declared as declared_lib
 from unit_jax.data.own import notes, records, report, stale
@@ -99,8 +99,8 @@ def prepare(
                 problems.append(str(error))
         if problems:
             raise ValueError("\n".join(problems))
-        writer = prepare_lib.Writer(
-            folder, prepare_lib.Settings(progress=progress), compare_counts=False
+        writer = writer_lib.Writer(
+            folder, writer_lib.Settings(progress=progress), compare_counts=False
         )
         texts = [declared for declared in read.values() if own_data.is_text(declared.options)]
         if texts:
@@ -135,7 +135,7 @@ def _alone(folder: pathlib.Path) -> Generator[None]:
 
 
 def _write(
-    writer: prepare_lib.Writer, declared: Declared, options: Mapping[str, Any], pictures: bool
+    writer: writer_lib.Writer, declared: Declared, options: Mapping[str, Any], pictures: bool
 ) -> None:
     """Stores images and records of a data set, its manifest entry and its report."""
     name = declared.name
@@ -151,17 +151,17 @@ def _write(
     facts, answers = _facts(declared, classes, built)
     notes.warn(declared, built)
     with writer.bar(name) as bar:
-        prepare_lib.restart(bar, name, sum(len(rows.records) for rows in built.values()))
+        writer_lib.restart(bar, name, sum(len(rows.records) for rows in built.values()))
         items = {split: base.Items(rows.records, bar) for split, rows in built.items()}
         folder = writer.write_records(
-            prepare_lib.Named(name, stale.VERSION),
+            writer_lib.Named(name, stale.VERSION),
             records.features(declared.options),
             items,
-            prepare_lib.RECORDS_PER_SHARD,
+            writer_lib.RECORDS_PER_SHARD,
         )
     (folder / stale.SOURCES).write_text(json.dumps(stale.sources(declared, images)))
     if answers is not None:
-        prepare_lib.replace(writer.data_dir / facts["answers"]["file"], answers)
+        writer_lib.replace(writer.data_dir / facts["answers"]["file"], answers)
     splits, arrays = {}, {}
     for split, rows in built.items():
         arrays[split] = _index(writer, declared, rows)
@@ -190,10 +190,10 @@ def _write(
     if own_data.is_text(declared.options) and not images:
         facts["lengths_vocabulary"] = writer.manifest["vocabulary"]["sha256"]
     report.write(writer.data_dir, declared, built, facts, pictures)
-    writer.finish(prepare_lib.Named(name, stale.VERSION), folder, splits, arrays, facts)
+    writer.finish(writer_lib.Named(name, stale.VERSION), folder, splits, arrays, facts)
 
 
-def _write_images(writer: prepare_lib.Writer, declared: Declared) -> Images:
+def _write_images(writer: writer_lib.Writer, declared: Declared) -> Images:
     """Stores the images that examples name."""
     told, problems = {}, {}
     for split, examples in declared.splits.items():
@@ -203,9 +203,9 @@ def _write_images(writer: prepare_lib.Writer, declared: Declared) -> Images:
     images = Images(told, problems)
     store = Store(f"images_{declared.name}")
     with writer.bar(store.name) as bar:
-        prepare_lib.restart(bar, store.name, len(told))
+        writer_lib.restart(bar, store.name, len(told))
         items = {prepared.IMAGE_SPLIT: base.Items(list(told), bar, images)}
-        folder = writer.write_records(store, store.features(), items, prepare_lib.IMAGES_PER_SHARD)
+        folder = writer.write_records(store, store.features(), items, writer_lib.IMAGES_PER_SHARD)
     splits = {prepared.IMAGE_SPLIT: {"count": len(images.sizes)}}
     arrays = {prepared.IMAGE_SPLIT: images.index_arrays()}
     facts = {"kind": "images", "sha256": images.sha256, "problems": {}}
@@ -276,7 +276,7 @@ def _answer_list(declared: Declared, train: Built) -> list[str]:
     return [UNKNOWN, *frequent[: most - 1]]
 
 
-def _index(writer: prepare_lib.Writer, declared: Declared, rows: Built) -> dict[str, np.ndarray]:
+def _index(writer: writer_lib.Writer, declared: Declared, rows: Built) -> dict[str, np.ndarray]:
     """Row-aligned arrays for planning batches."""
     arrays = {}
     if own_data.has_image(declared.options):

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import tokenizers
 
-from unit_jax.data import integrity, prepare
+from unit_jax.data import integrity
 from unit_jax.data.own.declared import Declared
+from unit_jax.data.writer import Writer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SIZE = 8000  # tokens of a vocabulary that is made here, at most
@@ -16,7 +17,7 @@ LETTERS = 2000  # different ones; rarer ones are unknown
 
 
 def ensure(
-    writer: prepare.Writer, asked: str, others: Sequence[str], texts: Sequence[Declared]
+    writer: Writer, asked: str, others: Sequence[str], texts: Sequence[Declared]
 ) -> str | None:
     """Sees to it that the data folder has a vocabulary; returns a sentence if one was made.
 

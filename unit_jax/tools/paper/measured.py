@@ -10,7 +10,7 @@ from etils import epath
 from rich.table import Table
 
 from unit_jax import config_files
-from unit_jax.runtime import checkpoints
+from unit_jax.runtime import checkpoint_folder, checkpoints
 from unit_jax.tools.paper.rows import ALL, HEADLINES, ROWS, Row
 
 REPORT = "report.json"  # of a finished run, see evaluation.report
@@ -70,7 +70,7 @@ _TOLD_BY = (
 def row_of(workdir: epath.Path) -> str:
     """The row whose settings a working folder's newest checkpoint was made with; "" = none's."""
     try:
-        directory, step = checkpoints.locate(workdir)
+        directory, step = checkpoint_folder.locate(workdir)
         saved = json.loads((directory / str(step) / "metadata" / "metadata").read_text())
         told = _facts(saved["settings"])
     except (ValueError, KeyError, OSError):
