@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer
 
-from unit_jax.demo import texts as demo_text
+from unit_jax.demo import pairs as pairs_lib
 from unit_jax.demo.base import DemoSettings, chooser_of, write
 
 
-def glue_pairs(settings: DemoSettings, task: str, split: str) -> list[demo_text.Pair]:
+def glue_pairs(settings: DemoSettings, task: str, split: str) -> list[pairs_lib.Pair]:
     """The examples of "qnli", "mnli", "qqp" or "sst2" in "train", "dev" or "test" (MNLI also in
     "dev_mismatched" and "test_mismatched").
 
@@ -19,19 +19,19 @@ def glue_pairs(settings: DemoSettings, task: str, split: str) -> list[demo_text.
     the same random choices). No dev example occurs in train, which makes way: what is left of dev
     without the pairs of a large train would be the unusual ones.
     """
-    make = getattr(demo_text, task)
+    make = getattr(pairs_lib, task)
     if split.endswith("_mismatched"):
-        make = functools.partial(demo_text.mnli, mismatched=True)
+        make = functools.partial(pairs_lib.mnli, mismatched=True)
     taken: set[tuple[str, str]] = set()
     if split == "train":
         taken = {(pair.first, pair.second) for pair in glue_pairs(settings, task, "dev")}
     wanted = settings.count(task, ("train", "dev", "test").index(split.split("_")[0]))
-    pairs: list[demo_text.Pair] = []
+    pairs: list[pairs_lib.Pair] = []
     number = 0
     while len(pairs) < wanted:
         group = [
             make(chooser_of(settings, task, split, number), label)
-            for label in demo_text.LABELS[task]
+            for label in pairs_lib.LABELS[task]
         ]
         number += 1
         if not any((pair.first, pair.second) in taken for pair in group):
@@ -39,7 +39,7 @@ def glue_pairs(settings: DemoSettings, task: str, split: str) -> list[demo_text.
     return pairs[:wanted]
 
 
-def _qnli_row(number: int, pair: demo_text.Pair) -> dict:
+def _qnli_row(number: int, pair: pairs_lib.Pair) -> dict:
     return {
         "index": number,
         "question": pair.first,
@@ -48,7 +48,7 @@ def _qnli_row(number: int, pair: demo_text.Pair) -> dict:
     }
 
 
-def _mnli_row(number: int, pair: demo_text.Pair) -> dict:
+def _mnli_row(number: int, pair: pairs_lib.Pair) -> dict:
     def parse(text: str) -> str:
         return "( " + " ".join(re.findall(r"\w+|[^\w\s]", text)) + " )"
 
@@ -68,13 +68,13 @@ def _mnli_row(number: int, pair: demo_text.Pair) -> dict:
     }
 
 
-def _mnli_dev_row(number: int, pair: demo_text.Pair) -> dict:
+def _mnli_dev_row(number: int, pair: pairs_lib.Pair) -> dict:
     row = _mnli_row(number, pair)
     del row["gold_label"]
     return row | {f"label{n}": pair.label for n in range(1, 6)} | {"gold_label": pair.label}
 
 
-def _qqp_row(number: int, pair: demo_text.Pair) -> dict:
+def _qqp_row(number: int, pair: pairs_lib.Pair) -> dict:
     return {
         "id": number,
         "qid1": 2 * number + 1,
@@ -85,15 +85,15 @@ def _qqp_row(number: int, pair: demo_text.Pair) -> dict:
     }
 
 
-def _sst2_row(number: int, pair: demo_text.Pair) -> dict:
+def _sst2_row(number: int, pair: pairs_lib.Pair) -> dict:
     return {"sentence": pair.first, "label": pair.label}
 
 
-def _unlabelled(row: Callable[[int, demo_text.Pair], dict], *first: str) -> Callable:
+def _unlabelled(row: Callable[[int, pairs_lib.Pair], dict], *first: str) -> Callable:
     """A row of a test file: no label, and nothing that tells it; `first` columns come first."""
     told = {"label", "label1", "gold_label", "is_duplicate", "qid1", "qid2"}
 
-    def test_row(number: int, pair: demo_text.Pair) -> dict:
+    def test_row(number: int, pair: pairs_lib.Pair) -> dict:
         made = {key: value for key, value in row(number, pair).items() if key not in told}
         if "pairID" in made:  # elsewhere it ends in the label's first letter
             made["pairID"] = number

@@ -1,8 +1,8 @@
 """The demo world: what exists in it, how a scene is drawn at random, how it is rendered.
 
 A scene is a picture of one to three things (a shape in a colour, a size and a texture) on a pale
-background. Every fact about the world is a constant of this module; texts (`demo_text.py`) and
-files (`demo.py`) follow from the scenes.
+background. Every fact about the world is a constant of this module; texts (`texts.py`, `pairs.py`)
+and files (`world.py`, `glue.py`) follow from the scenes.
 """
 
 import dataclasses
