@@ -94,7 +94,7 @@ FAULTS = [
           "tests/runtime/test_lock.py -k another_host"),
     Fault("containers as keys", "unit_jax/interop/torch_pickle.py",
           "if not all(isinstance(part, _KEYS) for part in parts):", "if False:",
-          "tests/interop/test_torch_files.py -k endless"),
+          "tests/interop/test_torch_pickle.py -k endless"),
     Fault("lines of a lost step stay", "unit_jax/training/run_log.py",
           'if line["step"] <= start]', 'if line["step"] <= start + 1]',
           "tests/training/test_run_log.py -k after_a_kill"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import pytest
 
 from unit_jax import own_data
 from unit_jax.data import transforms
@@ -73,3 +74,60 @@ def opened(folder: pathlib.Path, *names: str) -> PreparedData:
 def decoded(split, row: int) -> np.ndarray:
     """Pixels of an example's image as the model's transforms read them."""
     return transforms.decode(split.image(row))
+
+
+# ---- Boxes: a set of two images for training, one for validation ---------------------------------
+
+SIGNS = {"signs": {"format": "coco", "train": "train.json", "val": "val.json"}}
+
+
+def signs(folder, **changes):
+    """A good set of two training images and one for validation beside their JSON files."""
+    files = {
+        "train.json": coco({1: "a.png", 2: "b.png"}, [box(1), box(2, 2, (1, 2, 3, 4)), box(2, 3)]),
+        "val.json": coco({1: "c.png"}, [box(1, 3)]),
+    }
+    for name, content in {**files, **changes}.items():
+        write(folder / name, content)
+    for seed, name in enumerate(("a.png", "b.png", "c.png"), start=1):
+        picture(folder / name, seed)
+
+
+def check(folder, expected, name="signs", declared=SIGNS):
+    """Prepares, and compares pixels (by seed) and boxes of every example.
+
+    Args:
+      expected: by split, (seed of the picture, list of (label name, box)) in order.
+    """
+    summaries = prepare(folder, declared)
+    data = opened(folder, name)
+    names = data.label_names(name)
+    for split, examples in expected.items():
+        found = data.split(name, split)
+        assert len(found) == len(examples)
+        for row, (seed, objects) in enumerate(examples):
+            np.testing.assert_array_equal(decoded(found, row), pixels(seed))
+            told = found[row]["objects"]
+            assert [names[i] for i in told["category_ids"]] == [label for label, _ in objects]
+            boxes = np.array([b for _, b in objects], np.float32).reshape(-1, 4)
+            np.testing.assert_allclose(told["boxes_xywh"], boxes, atol=1e-3)
+    return summaries, data
+
+
+def error_of(folder, declared) -> str:
+    with pytest.raises(ValueError) as error:
+        prepare(folder, declared)
+    return str(error.value)
+
+
+def fails(folder, declared=SIGNS) -> str:
+    """The error of preparing, one line a data set; nothing counts as prepared."""
+    message = error_of(folder, declared)
+    manifest = folder / "data" / "manifest.json"
+    if manifest.exists():
+        assert "signs" not in json.loads(manifest.read_text())["datasets"]
+    assert "\n" not in message
+    return message
+
+
+BOX = (4, 5, 20, 10)

@@ -9,8 +9,8 @@ import types
 import numpy as np
 import pytest
 
+from tests.interop.pickles import write_zip
 from tests.interop.test_detr_bert import detr_state, fresh, randoms, small_settings
-from tests.interop.test_torch_files import write_zip
 from unit_jax.interop import coco_classes, detr, init_from, mmf, sources, torch_files, transfer
 from unit_jax.interop.sources import Source, TaskFacts
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests import official_files
+from tests.interop.pickles import Call
 from tests.interop.test_detr_bert import (
     assert_same,
     bert_state,
@@ -19,7 +20,6 @@ from tests.interop.test_detr_bert import (
     from_checkpoint,
     small_settings,
 )
-from tests.interop.test_torch_files import Call
 from unit_jax.data import prepare
 from unit_jax.data.prepared import PreparedData
 from unit_jax.interop import init_from, mmf, sources, torch_files
