@@ -106,8 +106,12 @@ class ExportedModel:
         return results if many else results[0]
 
     def raw(self, task: str, **arrays: np.ndarray) -> dict[str, np.ndarray]:
-        """A task's arrays for arrays: `pictures`, `sizes`, `input_ids`, `token_mask`,
-        `segment_ids`, as its program takes them (see the manifest)."""
+        """The output arrays of a task's program, by name.
+
+        Args:
+          arrays: its inputs as the manifest lists them: `pictures`, `sizes`, `input_ids`,
+            `token_mask`, `segment_ids`.
+        """
         entry = self._task(task)
         program = self._pick(entry, arrays.get("sizes"))
         ordered = [arrays[name] for name in entry["arguments"]]
@@ -168,23 +172,23 @@ class ExportedModel:
                 results[i] = self._named(entry, of_row, threshold, top)
         return results
 
-    def _named(self, entry, found, threshold: float, top: int | None) -> dict[str, Any]:
-        names, scores = entry["labels"], found["scores"]
-        if "boxes_xyxy" in found:
+    def _named(self, entry, answer, threshold: float, top: int | None) -> dict[str, Any]:
+        names, scores = entry["labels"], answer["scores"]
+        if "boxes_xyxy" in answer:
             order = np.argsort(-scores, kind="stable")
             order = order[scores[order] >= threshold][: 100 if top is None else top]
             detections = []
             for k in order:
                 one = {
-                    "label": names[int(found["labels"][k])],
+                    "label": names[int(answer["labels"][k])],
                     "score": float(scores[k]),
-                    "box_xyxy": [float(x) for x in found["boxes_xyxy"][k]],
+                    "box_xyxy": [float(x) for x in answer["boxes_xyxy"][k]],
                 }
-                if entry["attributes"] and "attr_labels" in found:
-                    one["attribute"] = entry["attributes"][int(found["attr_labels"][k])]
+                if entry["attributes"] and "attr_labels" in answer:
+                    one["attribute"] = entry["attributes"][int(answer["attr_labels"][k])]
                 detections.append(one)
             return {"detections": detections}
-        best = int(found["labels"])
+        best = int(answer["labels"])
         order = np.lexsort((np.arange(len(scores)) != best, -scores))
         order = order[scores[order] >= 0][:top]
         return {"answers": [{"label": names[int(k)], "score": float(scores[k])} for k in order]}

@@ -125,7 +125,7 @@ def leaves(cls: type, where: str = "") -> dict[str, tuple[Any, dataclasses.Field
 
 
 def plain(config: Any) -> Any:
-    """Nested mappings (ml_collections.ConfigDict too) as dicts of one's own; tuples for lists."""
+    """Nested mappings (ml_collections.ConfigDict too) as plain dicts (copies), lists as tuples."""
     if isinstance(config, Mapping) or hasattr(config, "items"):
         return {key: plain(value) for key, value in config.items()}
     return config

@@ -100,7 +100,7 @@ def _run(settings: settings_lib.Settings) -> int:
     distributed.check_workdir(workdir)
     command = {"--mode": MODE.value, "--checkpoint": str(checkpoint), "--split": SPLIT.value}
     command["--tasks"] = TASKS.value
-    distributed.check_agreement({**command, **run.facts()})
+    distributed.check_agreement({**command, **run.must_agree()})
     compilation.keep_programs(workdir / "compilation_cache")
     with distributed.LastWords(workdir / checkpoint_folder.FOLDER) as last_words:
         if training and DRY_RUN.value:

@@ -5,8 +5,8 @@
         "reviews": {"format": "table", "train": "reviews.csv", "text": "review", "label": "stars"},
     }
 
-This is the ground: keys, their checks, paths, and the task that a data set is by default. Reading
-is in `data/sources/formats/`, preparing in `data/own.py`, the page for users docs/own_data.md.
+Here are the keys, their checks, paths, and the task that a data set is by default. Files are read
+in `data/sources/formats/` and prepared in `data/own/`; the page for users is docs/own_data.md.
 """
 
 import difflib
@@ -124,7 +124,7 @@ def _fits(expected: str, value: Any) -> bool:
 
 def with_absolute_paths(own: Any, folder: str | os.PathLike) -> Any:
     """`config.data.own` with paths that were relative to the config file's folder made absolute;
-    what is no such mapping is given back as it is (`problems` tells)."""
+    anything else is returned unchanged (`problems` says what is wrong with it)."""
     if not hasattr(own, "items"):
         return own
     return {

@@ -142,8 +142,8 @@ class Run:
             }
         )
 
-    def facts(self) -> dict[str, Any]:
-        """The settings and the description of the data, which must be equal in all processes."""
+    def must_agree(self) -> dict[str, Any]:
+        """What must be equal in all processes: settings and description of the data, by name."""
         made = self.metadata()["settings"]
         for name in settings_lib.names(Settings, "local"):  # may differ from machine to machine
             *groups, last = name.split(".")

@@ -55,7 +55,7 @@ def steps(data_dir):
     return update
 
 
-@pytest.mark.slow  # tests/test_sharding.py compares the same on made-up batches
+@pytest.mark.slow  # tests/training/test_sharding.py compares the same on made-up batches
 def test_eight_devices_update_as_one_does(steps):
     state, logs = steps(8)
     alone, logs_alone = steps(1)

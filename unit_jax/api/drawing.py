@@ -30,24 +30,24 @@ def enlarged(pixels: UInt8[np.ndarray, "height width 3"], width: int = 0) -> Ima
 
 
 def boxes(
-    pixels: UInt8[np.ndarray, "height width 3"], found: Sequence[Box], width: int = 0
+    pixels: UInt8[np.ndarray, "height width 3"], detections: Sequence[Box], width: int = 0
 ) -> Image.Image:
     """The picture with labelled boxes.
 
     Args:
-      found: (box xyxy in pixels of the picture, text, class number), the most certain first.
+      detections: (box xyxy in pixels of the picture, text, class number), the most certain first.
     """
     image = enlarged(pixels, width)
     scale = image.width / pixels.shape[1]
     line = max(2, round(image.width / 240))
     font = _font(image.width / 40)
     draw = ImageDraw.Draw(image)
-    for box, _, label_id in reversed(found):
+    for box, _, label_id in reversed(detections):
         x0, y0, x1, y1 = _inside(box, scale, image)
         draw.rectangle((x0, y0, x1, y1), outline=color(label_id), width=line)
     # Names over boxes, the most certain ones on top, and off one another where there is room.
     taken: list[tuple[float, float, float, float]] = []
-    for box, text, label_id in found:
+    for box, text, label_id in detections:
         x0, y0, _, y1 = _inside(box, scale, image)
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         w, h = right - left + 8, bottom - top + 6

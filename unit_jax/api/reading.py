@@ -25,7 +25,7 @@ def reader(
       threshold, top: as of `Model.predict`.
     """
 
-    def read(example: Example, ready: Ready, found: Arrays) -> Result:
+    def read(example: Example, ready: Ready, answer: Arrays) -> Result:
         asked: dict[str, Any] = dict(
             task=spec.name,
             image=ready.name,
@@ -34,26 +34,26 @@ def reader(
             source=example.image,
             exif=exif,
         )
-        if "boxes_cxcywh" in found:
+        if "boxes_cxcywh" in answer:
             size = ready.size or (0, 0)
-            kept = _detections(found, size, names, threshold, 100 if top is None else top)
+            kept = _detections(answer, size, names, threshold, 100 if top is None else top)
             return Detections(**asked, detections=kept, size=size)
-        if "scores" in found:
-            return Answers(**asked, answers=_answers(found, names, top))
-        said = room(spec).said(found, names)
+        if "scores" in answer:
+            return Answers(**asked, answers=_answers(answer, names, top))
+        said = room(spec).said(answer, names)
         return Answers(**asked, answers=(Answer(said, 1.0, -1),))
 
     return read
 
 
 def _detections(
-    found: Arrays,
+    answer: Arrays,
     size: tuple[int, int],
     names: Names,
     threshold: float,
     top: int,
 ) -> tuple[Detection, ...]:
-    one = metrics.post_process({k: v[None] for k, v in found.items()}, np.asarray([size]))[0]
+    one = metrics.post_process({k: v[None] for k, v in answer.items()}, np.asarray([size]))[0]
     order = np.argsort(-one["scores"], kind="stable")
     order = order[one["scores"][order] >= threshold][:top]
     attributes = one.get("attr_labels")
@@ -79,8 +79,8 @@ def _attribute(names: Names, number: int) -> str | None:
     return (names.attributes[number] or None) if number < len(names.attributes) else str(number)
 
 
-def _answers(found: Arrays, names: Names, top: int | None) -> tuple[Answer, ...]:
-    scores, best = found["scores"], int(found["labels"])
+def _answers(answer: Arrays, names: Names, top: int | None) -> tuple[Answer, ...]:
+    scores, best = answer["scores"], int(answer["labels"])
     # Equal scores: what evaluation calls the best goes first.
     order = np.lexsort((np.arange(len(scores)) != best, -scores))
     order = order[scores[order] >= 0][:top]

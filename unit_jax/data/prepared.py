@@ -304,7 +304,7 @@ def _read_index(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _remedy(path: pathlib.Path) -> str:
-    """The second one, of a file in <name>/<version>/."""
+    """What to do about a damaged file in <name>/<version>/ where it cannot be copied again."""
     return f"or prepare {path.parent.parent.name} again (unit-jax prepare --overwrite)"
 
 

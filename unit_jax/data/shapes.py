@@ -25,7 +25,7 @@ def batch_shapes(spec: TaskSpec, bucket: Bucket, settings: Settings, mesh) -> Ba
 
 
 def input_shapes(spec: TaskSpec, bucket: Bucket, examples: int, mesh) -> Batch:
-    """Shapes of batches of so many examples without targets, which a prediction reads."""
+    """Shapes of batches of `examples` examples without targets, which a prediction reads."""
     array = _arrays(examples, mesh)
     batch = Batch(spec.name, index=array())
     if spec.has_image:

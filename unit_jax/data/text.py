@@ -60,8 +60,8 @@ class Tokenizer:
 def join(first: list[int], second: list[int], max_tokens: int, cls: int, sep: int) -> Encoded:
     """[CLS] first [SEP] (second [SEP]), at most `max_tokens` ids.
 
-    Too long: the last token of the longer text goes, of the second on a tie, until it fits (the
-    reference's rule). An empty second text counts as none.
+    While they are too many, the last token of the longer text is dropped (of the second on a tie),
+    as in the reference. An empty second text counts as none.
 
     Returns:
       int32 ids, and how many of them are of segment 0.

@@ -1,4 +1,4 @@
-"""What can be had without looking: constant answers, and words counted without order.
+"""Answers that do not look: a constant label, and logistic regression on a bag of words.
 
 A model that does not beat these has not understood the picture, or the pair of texts.
 """

@@ -53,7 +53,7 @@ class Format(abc.ABC):
         return NAMES.get((task, split), f"{task}-{split}.{self.suffix}")
 
     @abc.abstractmethod
-    def entries(self, found: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    def entries(self, entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """One example's entries as the server takes them, from those of the task's room."""
 
     def write(self, path: epath.Path, examples: Iterable[Sequence[Mapping[str, Any]]]) -> int:
@@ -103,8 +103,8 @@ class Coco(Format):
 
     MOST = 100  # entries of an image
 
-    def entries(self, found):
-        best = sorted(found, key=lambda entry: -entry["score"])[: self.MOST]
+    def entries(self, entries):
+        best = sorted(entries, key=lambda entry: -entry["score"])[: self.MOST]
         return [{**entry, "image_id": _number(entry["image_id"])} for entry in best]
 
     def check(self, content, expected, faults):
@@ -200,10 +200,10 @@ class Vqa(_OneEach):
 
     id_key, answer_key, id_type = "question_id", "answer", int
 
-    def entries(self, found):
+    def entries(self, entries):
         return [
             dict(question_id=_number(e["id"]), answer=vqa_server.as_written(e["label"]))
-            for e in found
+            for e in entries
         ]
 
     def check_answer(self, answer, expected, where, faults):
@@ -218,8 +218,8 @@ class SnliVe(_OneEach):
 
     id_key, answer_key = "pairID", "label"
 
-    def entries(self, found):
-        return [dict(pairID=entry["id"], label=entry["label"]) for entry in found]
+    def entries(self, entries):
+        return [dict(pairID=entry["id"], label=entry["label"]) for entry in entries]
 
 
 class Glue(Format):
@@ -229,8 +229,8 @@ class Glue(Format):
     suffix = "tsv"
     header = "index\tprediction"
 
-    def entries(self, found):
-        return [dict(index=entry["id"], prediction=entry["label"]) for entry in found]
+    def entries(self, entries):
+        return [dict(index=entry["id"], prediction=entry["label"]) for entry in entries]
 
     def write(self, path, examples):
         lines = [
@@ -271,8 +271,8 @@ class Glue(Format):
 class Plain(Format):
     """What a room gives, as it is: one JSON array."""
 
-    def entries(self, found):
-        return list(found)
+    def entries(self, entries):
+        return list(entries)
 
     def check(self, content, expected, faults):
         if expected is None:

@@ -42,7 +42,7 @@ class LossStep:
 
     def _unit(self, model: Model) -> Unit:
         dtype = self._run.settings.model.dtype
-        params = partitioning.for_use(model.params, self._run.mesh, dtype)
+        params = partitioning.gathered(model.params, self._run.mesh, dtype)
         return flat.merge(self._run.graph, params, model.statistics)
 
     def _outputs(self, model: Model, batch: Batch) -> tuple[Outputs, Array | None]:

@@ -36,7 +36,7 @@ class PredictStep:
         return self._program.lower(model, batch)
 
     def _predict(self, model: Model, batch: Batch) -> dict[str, jax.Array]:
-        params = partitioning.for_use(model.params, self._mesh, self._settings.model.dtype)
+        params = partitioning.gathered(model.params, self._mesh, self._settings.model.dtype)
         unit = flat.merge(self._graph, params, model.statistics)
         with partitioning.constrain_activations(self._mesh):
             answers = unit(batch)

@@ -178,22 +178,22 @@ def model_from_checkpoint(
 
 def _fill(
     fresh: Mapping[str, np.ndarray],
-    found: Mapping[str, np.ndarray],
+    loaded: Mapping[str, np.ndarray],
     wanted: Iterable[str],
     required: Iterable[str],
     report: Report,
 ) -> tuple[Arrays, Report]:
-    """`fresh` with `found` in it.
+    """`fresh` with `loaded` in it.
 
     Args:
-      wanted: paths that belong to the part; those not found stay fresh.
-      required: those of them that must be found.
+      wanted: paths that belong to the part; those not loaded stay fresh.
+      required: those of them that must be loaded.
     """
-    problems = [f"missing: {name}" for name in required if name not in found]
-    problems += [f"unexpected: {name}" for name in found if name not in fresh]
+    problems = [f"missing: {name}" for name in required if name not in loaded]
+    problems += [f"unexpected: {name}" for name in loaded if name not in fresh]
     problems += [
         f"{name}: shape {array.shape}, the model has {fresh[name].shape}"
-        for name, array in found.items()
+        for name, array in loaded.items()
         if name in fresh and array.shape != fresh[name].shape
     ]
     if problems:
@@ -202,10 +202,10 @@ def _fill(
             + "\n  ".join(problems)
         )
     arrays = dict(fresh)
-    for name, array in found.items():
+    for name, array in loaded.items():
         arrays[name] = np.array(array, fresh[name].dtype, order="C")  # no view of the file's
-    left = tuple(name for name in wanted if name not in found)
-    return arrays, dataclasses.replace(report, loaded=tuple(found), fresh=left)
+    left = tuple(name for name in wanted if name not in loaded)
+    return arrays, dataclasses.replace(report, loaded=tuple(loaded), fresh=left)
 
 
 def _grouped(names: Iterable[str], most: int = 12) -> str:

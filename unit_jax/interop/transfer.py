@@ -123,7 +123,7 @@ def fit(source: Source, fresh: Mapping[str, np.ndarray], model: Model) -> Fitted
 
 
 def _asked(model: Model, source: Source) -> dict[str, str]:
-    """The tasks that a config says what to start from, with that."""
+    """For each task that the config gives a start: the checkpoint's task that it starts from."""
     known = _layers(source.arrays)
     for name, start in model.starts.items():
         where = f"config.init_from.tasks.{name}"

@@ -150,7 +150,7 @@ class Output(abc.ABC):
         """
 
     def move(self, target: Any, moves: Sequence[Move]) -> Any:
-        """The target after its image went through these; most do not lie in the image."""
+        """The target after its image went through `moves`; by default unchanged."""
         del moves
         return target
 

@@ -99,7 +99,7 @@ def any_process(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def together() -> Generator[None]:
-    """An error on one process is one on all, so that none waits for another.
+    """Makes an error on one process an error on all, so that none waits for another.
 
     Raises:
       ValueError: names the processes that have one.
@@ -223,7 +223,10 @@ class LastWords:
 
     @contextlib.contextmanager
     def instead_of_waiting(self) -> Generator[None]:
-        """For the innermost of several contexts: what is in others may wait for lost processes."""
+        """Ends the process at once on an error inside.
+
+        Enter it last of several contexts: leaving the others could wait for lost processes.
+        """
         try:
             yield
         except BaseException as error:
@@ -260,8 +263,8 @@ _STATUS = re.compile(
 
 
 def broken_exchange(error: BaseException | None) -> str:
-    """What the runtime says where an error, or one that led to it, is of an exchange between
-    processes that failed; "" of others, and of a process that is alone."""
+    """The runtime's message if the error, or one that caused it, is a failed exchange between
+    processes; "" for any other error, and in a run of one process."""
     while error is not None and jax.process_count() > 1:
         told = str(error).strip().partition("\n")[0]
         if isinstance(error, jax.errors.JaxRuntimeError) and _STATUS.match(told):

@@ -24,5 +24,5 @@ def of(error: BaseException) -> int:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a disk, or what a user may fill of it, is full."""
+    """Whether the error says that a disk, or the user's quota, is full."""
     return isinstance(error, OSError) and error.errno in _FULL

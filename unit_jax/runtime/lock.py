@@ -142,9 +142,9 @@ class Lock:
                     return
                 self._write()
 
-    def _told(self, found: dict[str, Any] | None) -> str:
-        who = _who(found) if found else "another process"
-        away = found is not None and found.get("host") != self._own["host"]
+    def _told(self, holder: dict[str, Any] | None) -> str:
+        who = _who(holder) if holder else "another process"
+        away = holder is not None and holder.get("host") != self._own["host"]
         minutes = f"wait {STALE_SECONDS // 60} minutes, or " if away else ""
         return (
             f"{self._path.parent} is in use by {who}; wait for that run, end it, or give another "
@@ -152,21 +152,21 @@ class Lock:
         )
 
 
-def _who(found: dict[str, Any]) -> str:
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(found.get("since", 0))))
-    return f"pid {found.get('pid')} on {found.get('host')} since {since}"
+def _who(holder: dict[str, Any]) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(holder.get("since", 0))))
+    return f"pid {holder.get('pid')} on {holder.get('host')} since {since}"
 
 
-def _is_alive(found: dict[str, Any], own: dict[str, Any]) -> bool:
+def _is_alive(holder: dict[str, Any], own: dict[str, Any]) -> bool:
     """Whether the process that a lock names can still be there."""
-    if time.time() - float(found.get("alive", 0)) > STALE_SECONDS:
+    if time.time() - float(holder.get("alive", 0)) > STALE_SECONDS:
         return False
-    if found.get("host") != own["host"]:
+    if holder.get("host") != own["host"]:
         return True
-    if found.get("boot") != own["boot"]:
+    if holder.get("boot") != own["boot"]:
         return False  # the machine was started again since
-    began = _began(found.get("pid"))
-    return began is not None and began == found.get("process_began")
+    began = _began(holder.get("pid"))
+    return began is not None and began == holder.get("process_began")
 
 
 def _boot() -> str:
@@ -178,7 +178,7 @@ def _boot() -> str:
 
 
 def _began(pid: Any) -> str | None:
-    """When a process of this host began; None if there is none. A number is used again."""
+    """When a process of this host began; None if there is none. Numbers are used again."""
     try:
         text = pathlib.Path(f"/proc/{int(pid)}/stat").read_text()
     except (OSError, TypeError, ValueError):

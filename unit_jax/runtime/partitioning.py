@@ -204,14 +204,14 @@ def constrain_gradients(grads: dict[str, jax.Array], mesh: Mesh) -> dict[str, ja
     return jax.lax.with_sharding_constraint(grads, gradient_shardings(grads, mesh))
 
 
-def for_use(params: dict[str, jax.Array], mesh: Mesh, dtype: str) -> dict[str, jax.Array]:
-    """Under jit: parameters as the model is to read them.
+def gathered(params: dict[str, jax.Array], mesh: Mesh, dtype: str) -> dict[str, jax.Array]:
+    """Under jit: parameters as the model reads them, whole along `fsdp`.
 
     What is split over `fsdp` is put together before it is used, in the dtype that the model casts
     it to anyway: at 16 bits half as many bytes travel. Left to itself XLA's partitioner gathers
     float32, or moves activations instead; and what it made of products with matrices split over
     `fsdp` and `tensor` was wrong on meshes that split over all three axes, with an example per
-    device (jax 0.10.2, CPU; tests/test_sharding.py).
+    device (jax 0.10.2, CPU; tests/training/test_sharding.py).
     """
     if mesh.shape["fsdp"] == 1:
         return params

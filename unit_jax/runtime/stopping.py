@@ -87,7 +87,7 @@ def at_once(doing: str) -> Generator[None]:
 
 @contextlib.contextmanager
 def graceful() -> Generator[threading.Event]:
-    """Inside, the first request only sets the event that this gives; the second ends at once."""
+    """Inside, the first request only sets the event that this yields; the second ends at once."""
     with handled("") if not _state.installed else at_once(""):
         yield _state.asked
 

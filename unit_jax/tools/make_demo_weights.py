@@ -83,14 +83,14 @@ def draw_pictures(folder: Path, count: int = 6) -> None:
         Image.fromarray(scenes.render(scene)).save(folder / f"scene-{number}.png", optimize=True)
 
 
-def described(found: Any, step: int, rows: list[dict]) -> dict[str, Any]:
+def described(model: Any, step: int, rows: list[dict]) -> dict[str, Any]:
     """The metadata to ship: what the checkpoint tells, without folders of the machine it was
     made on, with names and figures."""
     from unit_jax.interop import weights
 
-    metadata = json.loads(json.dumps(found.metadata))
+    metadata = json.loads(json.dumps(model.metadata))
     metadata["settings"]["data"]["data_dir"] = ""
-    metadata["names"] = weights.as_json(found.names, found.vocabulary)
+    metadata["names"] = weights.as_json(model.names, model.vocabulary)
     return metadata | {
         "step": step,
         "made_by": "make demo && make demo-weights",

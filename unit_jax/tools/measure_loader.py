@@ -162,7 +162,10 @@ def decoders(encoded: bytes) -> list[tuple[str, str, str]]:
 
 
 def images_per_second(data: PreparedData, workers: int) -> tuple[float, float]:
-    """By the clock, and by processor time of all processes; without their start, which is long."""
+    """Images a second by the clock, and by the processor time of all processes.
+
+    Starting the processes takes long and is not counted.
+    """
     values = unit.values()
     values["tasks"] = {"coco": values["tasks"]["coco"]}
     values["train"].update(eval_batch_size=BATCH)
@@ -176,7 +179,7 @@ def images_per_second(data: PreparedData, workers: int) -> tuple[float, float]:
 
 
 def processor_seconds() -> float:
-    """Of this process and of its living children (Linux; elsewhere of this process)."""
+    """Processor time of this process and (on Linux) of its living children, in seconds."""
     total = time.process_time()
     for child in multiprocessing.active_children():
         stat = pathlib.Path(f"/proc/{child.pid}/stat")

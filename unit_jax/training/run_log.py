@@ -130,7 +130,7 @@ class RunLog:
 
         Args:
           rows: this process's examples, by their rows in the split.
-          padding: share of the batch's pixels, or tokens, that is none.
+          padding: share of the batch's pixels, or tokens, that is padding.
         """
         self._pending.append(_Step(step, task, logs, rows, padding))
         self._examples += examples

@@ -1,15 +1,15 @@
-"""Losses that are far above what is usual of a task."""
+"""Losses that are far above what is usual for their task."""
 
 import collections
 import math
 
 _WARMUP = 20  # losses of a task before one can be a spike
-_MEMORY = 0.98  # share of the past in the mean and the spread
-_SPREADS = 8.0  # so many above the mean
+_MEMORY = 0.98  # share of the past in the averages
+_DEVIATIONS = 8.0  # standard deviations above the mean
 
 
 class Spikes:
-    """Keeps each task's mean and spread as an average that forgets."""
+    """Keeps running averages of each task's losses and of their squared deviations."""
 
     def __init__(self):
         self._seen: dict[str, int] = collections.defaultdict(int)
@@ -17,11 +17,13 @@ class Spikes:
         self._square: dict[str, float] = {}
 
     def of(self, task: str, loss: float) -> float | None:
-        """The usual loss if this one is a spike; a spike does not change what is usual by more
-        than the largest loss that is none."""
+        """The task's usual loss if this one is a spike, else None.
+
+        A spike counts in the averages as the largest loss that would not be one.
+        """
         count = self._seen[task]
         mean, square = self._mean.get(task, loss), self._square.get(task, 0.0)
-        limit = mean + _SPREADS * math.sqrt(square) + 0.1 * abs(mean)
+        limit = mean + _DEVIATIONS * math.sqrt(square) + 0.1 * abs(mean)
         is_spike = count >= _WARMUP and loss > limit
         self._seen[task] += 1
         memory = min(_MEMORY, count / (count + 1))

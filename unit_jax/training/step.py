@@ -80,7 +80,7 @@ class TrainStep:
         yield "update", self.update.lower(state, grads, batch.task, logs["loss"])
 
 
-def learns(settings: Settings, optimizer: optim.Optimizer, task: str, path: str) -> bool:
+def has_gradient(settings: Settings, optimizer: optim.Optimizer, task: str, path: str) -> bool:
     """Whether a step of `task` gives the parameter a gradient."""
     return used_parameters(path, settings.tasks[task], settings.model) and not (
         optimizer.is_frozen(path)
@@ -183,12 +183,14 @@ class Gradients:
         """The parameters that a step of the task gives a gradient."""
         params = state.params.items()
         return {
-            path: p for path, p in params if learns(self._settings, self._optimizer, task, path)
+            path: p
+            for path, p in params
+            if has_gradient(self._settings, self._optimizer, task, path)
         }
 
     def _model(self, learned: Flat, state: TrainState) -> Unit:
         dtype = self._settings.model.dtype
-        params = partitioning.for_use({**state.params, **learned}, self._mesh, dtype)
+        params = partitioning.gathered({**state.params, **learned}, self._mesh, dtype)
         return flat.merge(self._graph, params, state.statistics)
 
     def _outputs(
@@ -361,7 +363,8 @@ class Update:
             self._plans[task] = {}
             for path in params:
                 reached = {
-                    name: learns(self._settings, self._optimizer, name, path) for name in alike
+                    name: has_gradient(self._settings, self._optimizer, name, path)
+                    for name in alike
                 }
                 if len(set(reached.values())) == 2:
                     self._plans[task][path] = reached[task]

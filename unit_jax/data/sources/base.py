@@ -1,7 +1,7 @@
 """What every source shares: a TFDS builder over official files, faults met on the way, images.
 
 A source is one `RecordSource`: it names the files it needs, reads them into plain records per
-split, and says what belongs into the manifest. To add a data set of your own:
+split, and says what belongs in the manifest. To add a data set of your own:
 
 1. Subclass `RecordSource` (`sources/snli_ve.py` is the shortest with images, `sources/glue.py`
    without): `name`, `features` (named as in `data/records.py`), `image_family` (see

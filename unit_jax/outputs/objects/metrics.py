@@ -40,24 +40,24 @@ def best_of_queries(
 
 
 def post_process(
-    found: Mapping[str, np.ndarray], original_sizes: Int[np.ndarray, "images 2"]
+    predictions: Mapping[str, np.ndarray], original_sizes: Int[np.ndarray, "images 2"]
 ) -> list[dict[str, np.ndarray]]:
     """Every query as a detection, as in the reference.
 
     Args:
-      found: as from `best_of_queries`.
+      predictions: as from `best_of_queries`.
       original_sizes: (height, width) in pixels of the images before resizing.
 
     Returns:
-      per image: what `found` holds of it, with boxes (x0, y0, x1, y1 in original pixels, not
+      per image: what `predictions` holds of it, with boxes (x0, y0, x1, y1 in original pixels, not
       clipped) in place of boxes_cxcywh.
     """
-    found = dict(found)
-    boxes = found.pop("boxes_cxcywh")
+    predictions = dict(predictions)
+    boxes = predictions.pop("boxes_cxcywh")
     centers, halves = boxes[..., :2], boxes[..., 2:] / 2
     scale = np.asarray(original_sizes)[:, None, [1, 0, 1, 0]].astype(boxes.dtype)
-    found["boxes"] = np.concatenate([centers - halves, centers + halves], -1) * scale
-    return [{name: x[image] for name, x in found.items()} for image in range(len(boxes))]
+    predictions["boxes"] = np.concatenate([centers - halves, centers + halves], -1) * scale
+    return [{name: x[image] for name, x in predictions.items()} for image in range(len(boxes))]
 
 
 def to_coco(image_id: int | str, detections: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
@@ -78,23 +78,23 @@ def to_coco(image_id: int | str, detections: Mapping[str, np.ndarray]) -> list[d
 
 
 def detections(
-    found: Mapping[str, np.ndarray], original_sizes: Int[np.ndarray, "images 2"]
+    predictions: Mapping[str, np.ndarray], original_sizes: Int[np.ndarray, "images 2"]
 ) -> Detections:
     """All queries of all images as columns, in the order of the images.
 
     Args:
-      found, original_sizes: as `post_process` takes them.
+      predictions, original_sizes: as `post_process` takes them.
     """
-    centers, halves = np.split(found["boxes_cxcywh"], 2, -1)
+    centers, halves = np.split(predictions["boxes_cxcywh"], 2, -1)
     halves = halves / 2
     scale = np.asarray(original_sizes)[:, None, [1, 0, 1, 0]].astype(centers.dtype)
     corners = np.concatenate([centers - halves, centers + halves], -1) * scale
-    images, queries = found["scores"].shape
+    images, queries = predictions["scores"].shape
     return Detections(
         np.repeat(np.arange(images), queries),
         _xywh(corners.astype(np.float64)).reshape(-1, 4),
-        found["labels"].reshape(-1),
-        found["scores"].reshape(-1).astype(np.float64),
+        predictions["labels"].reshape(-1),
+        predictions["scores"].reshape(-1).astype(np.float64),
     )
 
 

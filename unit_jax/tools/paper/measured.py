@@ -101,7 +101,7 @@ def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def table(found: Sequence[Measured], published: bool) -> Table:
+def table(measured: Sequence[Measured], published: bool) -> Table:
     """A line per run, a column per task; published figures stand below the measured ones.
 
     Args:
@@ -112,7 +112,7 @@ def table(found: Sequence[Measured], published: bool) -> Table:
     result.add_column("")
     for task in ALL:
         result.add_column(task, justify="right")
-    for run in found:
+    for run in measured:
         lines = [("measured", run.values)]
         if published:
             lines += [("reference", run.row.reference), ("paper, from memory", run.row.paper)]
@@ -124,10 +124,10 @@ def table(found: Sequence[Measured], published: bool) -> Table:
     return result
 
 
-def markdown(found: Sequence[Measured], published: bool) -> str:
+def markdown(measured: Sequence[Measured], published: bool) -> str:
     """The same as a table in Markdown."""
     lines = ["| row | | " + " | ".join(ALL) + " |", "|---|---|" + "---:|" * len(ALL)]
-    for run in found:
+    for run in measured:
         sources = [("measured", run.values)]
         if published:
             sources += [("reference", run.row.reference), ("paper, from memory", run.row.paper)]
@@ -147,7 +147,7 @@ _KINDS = (
 )
 
 
-def draw(found: Sequence[Measured], path: epath.Path, published: bool) -> None:
+def draw(measured: Sequence[Measured], path: epath.Path, published: bool) -> None:
     """A panel per task with a bar per run; a dark tick on a bar is the published figure."""
     import io
 
@@ -157,7 +157,7 @@ def draw(found: Sequence[Measured], path: epath.Path, published: bool) -> None:
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    panels = {task: [run for run in found if task in run.values] for task in ALL}
+    panels = {task: [run for run in measured if task in run.values] for task in ALL}
     panels = {task: runs for task, runs in panels.items() if runs}
     if not panels:
         return
@@ -187,7 +187,7 @@ def draw(found: Sequence[Measured], path: epath.Path, published: bool) -> None:
         place.set_xticks([])
     for place in axes[len(panels) :]:
         place.set_axis_off()
-    colors = {_color(run.row) for run in found}
+    colors = {_color(run.row) for run in measured}
     handles = [Patch(color=color, label=label) for label, color, _ in _KINDS if color in colors]
     figure.legend(handles=handles, loc="upper right", ncols=4, frameon=False, fontsize=9)
     figure.text(0.012, 0.995, "Alone or together?", size=15, weight="bold", va="top")

@@ -54,13 +54,13 @@ class Row:
 
     @property
     def argument(self) -> str:
-        """Of configs/unit.py."""
+        """The argument of configs/unit.py that makes this row."""
         tasks = () if self.tasks == ALL else self.tasks
         return ",".join((*tasks, *self.variants))
 
     @property
     def demo_argument(self) -> str:
-        """Of configs/demo.py."""
+        """The argument of configs/demo.py that makes this row at the demo's size."""
         tasks = () if self.tasks == ALL else self.tasks
         return ",".join((*tasks, *(word for word in self.variants if "=" not in word)))
 

@@ -26,7 +26,7 @@ def canonical(key, share_decoders):
 
 
 def make(key, shape, dtype, share_decoders):
-    """-> float32 array, or None where the tensor keeps the value it is built with."""
+    """A float32 array, or None where the tensor keeps the value it is built with."""
     last = key.rsplit(".", 1)[-1]
     if "float" not in str(dtype) or last == "empty_weight":
         return None

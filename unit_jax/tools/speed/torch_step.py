@@ -62,7 +62,7 @@ class Reference:
 
     @property
     def parameters(self) -> int:
-        """Their number."""
+        """The number of parameters."""
         return sum(p.numel() for p in self.model.parameters())
 
     def compile(self) -> None:

@@ -31,7 +31,7 @@ from unit_jax.tools.tpu.chips import Chip
 from unit_jax.tools.tpu.hlo import Module
 from unit_jax.training import optimizer as optim
 from unit_jax.training.state import abstract_run
-from unit_jax.training.step import TrainStep, learns
+from unit_jax.training.step import TrainStep, has_gradient
 
 INSTALL = (
     "no TPU compiler here; install it (it needs no TPU): pip install 'unit-jax[tpu]', or "
@@ -98,7 +98,7 @@ def measure(
         learned = {
             path: leaf
             for path, leaf in state.params.items()
-            if learns(settings, optimizer, task, path)
+            if has_gradient(settings, optimizer, task, path)
         }
         grads = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def as_coco(content: Any) -> Any:
-    """COCO's lists of what a tool's own JSON holds; anything else as it is."""
+    """A tool's own JSON as COCO's lists; anything else is returned unchanged."""
     if isinstance(content, Mapping):
         via = content.get("_via_img_metadata", content)
         if isinstance(via, Mapping) and via and all(map(_is_via, via.values())):

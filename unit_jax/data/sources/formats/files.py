@@ -103,8 +103,8 @@ def escapes(name: str) -> bool:
 class Finder:
     """Finds the images of one annotation file.
 
-    All names are looked up in one folder: the candidate that has the most of them (the first one
-    of equals), so that a name never gets another split's picture. A name that leads nowhere there
+    All names are looked up in one folder: the candidate that has the most of them (on a tie the
+    first), so that a name never gets another split's picture. A name that leads nowhere there
     is found by its end (`a/b.jpg`, then `b.jpg`), if no other name of the file claims the same
     image.
 

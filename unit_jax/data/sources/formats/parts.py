@@ -1,7 +1,7 @@
 """What the formats share: examples as the files tell them, before images are stored.
 
 A format is a function `read(options, split, faults) -> Part`. It parses one split's files and finds
-the image files; it opens no image. `data/own.py` does the rest for all of them: splits, classes,
+the image files; it opens no image. `data/own/` does the rest for all of them: splits, classes,
 image store, records, checks.
 """
 
