@@ -80,3 +80,11 @@ def test_nothing_asks_which_kind_of_answer_it_is():
         if asks.search(line) and path != PACKAGE / "tasks.py"
     ]
     assert places == []
+
+
+def test_a_file_is_one_idea_and_the_training_loop_fits_on_a_screen():
+    lines = {path: path.read_text().count("\n") for path in PACKAGE.rglob("*.py")}
+    assert {path: count for path, count in lines.items() if count > 450} == {}
+    tree = ast.parse((PACKAGE / "training" / "loop.py").read_text())
+    (loop,) = (node for node in ast.walk(tree) if getattr(node, "name", "") == "go")
+    assert loop.end_lineno - loop.lineno < 45

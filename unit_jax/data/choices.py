@@ -121,7 +121,7 @@ def _buckets(
     total = np.concatenate(weights)
     if not total.any():
         total = np.ones(len(total))
-    # Every shape is compiled: that must pay.
+    # Every further shape is compiled for: it must save enough padding.
     shapes = next(n for least, n in ((5000, 8), (1000, 4), (200, 2), (0, 1)) if count >= least)
     stride = 16 if settings.model.backbone.dilation else 32
     return bucket_search.search(np.concatenate(sizes), total, shapes, stride, settings.seed)

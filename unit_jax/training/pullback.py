@@ -48,11 +48,11 @@ def vjp(
     numbers = {id(leaf): number for number, leaf in enumerate(jax.tree.leaves(inputs))}
     sources = tuple(numbers.get(id(leaf)) for leaf in leaves)
     kept = [leaf for leaf, source in zip(leaves, sources, strict=True) if source is None]
-    return outputs, Pullback([_split(leaf, examples) for leaf in kept], tree, sources)
+    return outputs, Pullback([_over_devices(leaf, examples) for leaf in kept], tree, sources)
 
 
-def _split(x: jax.Array, examples: int) -> jax.Array:
-    """The examples are in front, or behind the layers."""
+def _over_devices(x: jax.Array, examples: int) -> jax.Array:
+    """x split over its dimension of examples: the first, or the second after the layers."""
     for axis in range(min(2, x.ndim)):
         if x.shape[axis] == examples:
             return partitioning.split_examples(x, axis)

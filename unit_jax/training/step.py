@@ -227,7 +227,7 @@ class Gradients:
             outputs, pullback = self._derived(state, batch)
         else:
             pullback = None
-            parts = jax.lax.map(lambda xs: run(*xs), self._split(batch))
+            parts = jax.lax.map(lambda xs: run(*xs), self._stacked_parts(batch))
             outputs = jax.tree.map(lambda x: _join(x, axis=1), parts)
         costs = self._room(batch).costs(outputs, batch.targets, self._settings.loss)
         over_batch = partitioning.split_over_batch(self._mesh, axis=1)
@@ -267,18 +267,18 @@ class Gradients:
         matches = self.match_on_device(costs, batch.targets.object_mask)
         return self._matched_backward(state, batch, outputs, pullback, matches)
 
-    def _split(self, batch: Batch) -> tuple[Batch, jax.Array]:
+    def _stacked_parts(self, batch: Batch) -> tuple[Batch, jax.Array]:
         """The parts of a batch, stacked, and their numbers."""
-        return _split(batch, self._parts, axis=0), jnp.arange(self._parts)
+        return _parts_of(batch, self._parts, axis=0), jnp.arange(self._parts)
 
     def _sum_over_parts(self, one: Callable, batch: Batch, cotangents: Outputs | None = None):
         """The sum of one(part of the batch, its number) over the parts; with cotangents (of
         outputs, so that dimension 1 is the batch) of one((part of batch, of cotangents), ...)."""
         if self._parts == 1:
             return one(batch, 0)
-        stacked, numbers = self._split(batch)
+        stacked, numbers = self._stacked_parts(batch)
         if cotangents is not None:
-            stacked = (stacked, _split(cotangents, self._parts, axis=1))
+            stacked = (stacked, _parts_of(cotangents, self._parts, axis=1))
         first = jax.tree.map(lambda x: x[0], stacked)
         zeros = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first, numbers[0])
@@ -371,7 +371,7 @@ class Update:
         return self._plans[task]
 
 
-def _split(tree, parts: int, axis: int):
+def _parts_of(tree, parts: int, axis: int):
     """[..., examples, ...] to [parts, ..., examples / parts, ...]: every parts-th example, so that
     a device that holds a stretch of the examples holds as many of each part."""
 
@@ -383,7 +383,7 @@ def _split(tree, parts: int, axis: int):
 
 
 def _join(x: jax.Array, axis: int) -> jax.Array:
-    """The inverse of `_split`, of one array."""
+    """The inverse of `_parts_of`, of one array."""
     x = jnp.moveaxis(x, 0, axis + 1)
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 

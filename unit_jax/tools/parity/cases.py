@@ -214,7 +214,7 @@ def optimizer_settings(meta: Mapping, name: str = "adam_w") -> settings_lib.Opti
         weight_decay=given["weight_decay"],
         clip_norm=meta.get("max_grad_l2_norm", 0.1),
         warmup_steps=meta.get("num_warmup_steps", 2000),
-        # Of a rate of 0 the reference makes a backbone that does not learn at all.
+        # Where its rate is 0 the reference freezes the whole backbone.
         frozen=("backbone.conv1", "backbone.layer1") if rate else ("backbone",),
     )
 

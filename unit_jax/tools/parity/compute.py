@@ -24,8 +24,8 @@ from unit_jax.tasks import TaskSpec
 from unit_jax.tools.parity.cases import Arrays, Case, concatenate
 from unit_jax.training import optimizer as optim
 
-# Of a layer's largest ReLU input: what is nearer to zero than this has no certain sign in float32,
-# whose errors there reach some 2e-6.
+# ReLU inputs below this share of their layer's largest have no certain sign in float32, whose errors
+# there reach some 2e-6.
 NEAR_ZERO = 1e-5
 
 Sides = list[np.ndarray]  # of every ReLU, in the order they are called: True where it lets pass

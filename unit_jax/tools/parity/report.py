@@ -37,7 +37,7 @@ TOLERANCES = {
     r"processing/.*": Tolerance(absolute=1e-6, relative=1e-6),
 }
 FLOAT64 = Tolerance(relative=1e-9, gap=0.0)  # of every quantity, in float64
-# Of the total norm: a recorded gradient below counts as zero by structure.
+# A recorded gradient below this share of the total norm counts as zero by structure.
 STRUCTURAL_ZERO = {"float64": 1e-9, "float32": 1e-6}
 
 
