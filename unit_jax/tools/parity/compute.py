@@ -24,7 +24,7 @@ from unit_jax.tasks import TaskSpec
 from unit_jax.tools.parity.cases import Arrays, Case, concatenate
 from unit_jax.training import optimizer as optim
 
-# ReLU inputs below this share of their layer's largest have no certain sign in float32, whose errors
+# ReLU inputs below this share of their layer's largest have no certain sign in float32: errors
 # there reach some 2e-6.
 NEAR_ZERO = 1e-5
 
