@@ -254,17 +254,17 @@ class PreparedData:
         if (task, name) in self._splits:
             return self._splits[task, name]
         entry = self._entry(task)
-        facts = self._split_entry(task, name)
+        split_entry = self._split_entry(task, name)
         directory = self.data_dir / task / entry["version"]
         arrays = _read_index(directory / f"index-{name}.npz")
         images = self._image_store(entry["images"]) if entry.get("images") else None
         split = Split(
             task,
             name,
-            Records(directory, name, facts["count"]),
+            Records(directory, name, split_entry["count"]),
             images,
             **arrays,
-            labelled=facts["labelled"],
+            labelled=split_entry["labelled"],
         )
         self._splits[task, name] = split
         return split

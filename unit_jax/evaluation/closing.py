@@ -51,14 +51,14 @@ def write_report(
     workdir: epath.Path,
     split: str = "val",
     evaluation: Evaluation | None = None,
-    facts: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes report.md, report.json, predictions.png and the files of `details` to `workdir` and
     prints the table.
 
     Args:
       evaluation: of this model on the split, if it is there already.
-      facts: further entries of the split's metrics.json.
+      extra: further entries of the split's metrics.json.
     """
     evaluation = evaluation or evaluate(run, predictor, split)
     rows = report_rows(run, predictor, split, evaluation.metrics)
@@ -70,7 +70,7 @@ def write_report(
         shown = pictures.fixed_rows(spec, count)
         panels.append(pictures.panel(run, task, split, predictions, shown))
     pictures.draw(panels, workdir / report.file_name(split, "png", "predictions"))
-    details.write(run, workdir, split, evaluation, facts or {})
+    details.write(run, workdir, split, evaluation, extra or {})
     report.write(rows, workdir, split)
     report.show(workdir, split)
 
@@ -101,8 +101,8 @@ def evaluate_checkpoint(
         tell_left_out(split, selection.left_out)
         if selection.tasks:
             evaluation = evaluate(run, predictor, split, selection.tasks)
-            facts = {"checkpoint": source, "left_out": selection.left_out}
-            write_report(run, predictor, workdir, split, evaluation, facts)
+            extra = {"checkpoint": source, "left_out": selection.left_out}
+            write_report(run, predictor, workdir, split, evaluation, extra)
 
 
 def tell_left_out(split: str, left_out: Mapping[str, str]) -> None:

@@ -50,17 +50,17 @@ def write(
     workdir: epath.Path,
     split: str,
     evaluation: Evaluation,
-    facts: Mapping[str, Any],
+    extra: Mapping[str, Any],
 ) -> None:
     """Writes the files of a split (see above).
 
     Args:
-      facts: further entries of metrics.json.
+      extra: further entries of metrics.json.
     """
     folder = workdir / FOLDER / split
     folder.mkdir(parents=True, exist_ok=True)
     metrics = {k: v if math.isfinite(v) else None for k, v in evaluation.metrics.items()}
-    _write_json(folder / "metrics.json", {"split": split, **facts, "metrics": metrics})
+    _write_json(folder / "metrics.json", {"split": split, **extra, "metrics": metrics})
     analyses = analyse(run, split, evaluation)
     classes = {task: analysis.as_json() for task, analysis in analyses.items()}
     _write_json(folder / "classes.json", classes)

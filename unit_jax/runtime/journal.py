@@ -41,19 +41,19 @@ class Journal:
         )
         self._status: dict[str, Any] = dict(self._who, pid=os.getpid(), began=time.time())
 
-    def event(self, event: str, **facts: Any) -> None:
+    def event(self, event: str, **fields: Any) -> None:
         """Adds an event as a line."""
         name = EVENTS
         if not distributed.is_first():
             name = EVENTS.replace(".", f"-{jax.process_index()}.")
-        line = json.dumps({"time": time.time(), **self._who, "event": event, **facts})
+        line = json.dumps({"time": time.time(), **self._who, "event": event, **fields})
         if not paths.is_remote(self._workdir):
             _try(lambda: _append(self._workdir / name, line))
 
-    def status(self, state: str, **facts: Any) -> None:
+    def status(self, state: str, **fields: Any) -> None:
         """How the run stands: state is starting, compiling, training, evaluating, saving,
-        reporting, stopped, failed or finished; facts stay until they are given again."""
-        self._status.update(facts, state=state, time=time.time())
+        reporting, stopped, failed or finished; fields stay until they are given again."""
+        self._status.update(fields, state=state, time=time.time())
         if distributed.is_first():
             _try(
                 lambda: paths.replace_text(self._workdir / STATUS, json.dumps(self._status) + "\n")
