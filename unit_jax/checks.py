@@ -129,10 +129,10 @@ def metadata(
 
 def _differences(old: Mapping, new: Mapping, prefix: str = "") -> list[tuple[str, Any, Any]]:
     """(name, old value, new value) of what both nested dicts have, with different values."""
-    found = []
+    differences = []
     for key in sorted(old.keys() & new.keys()):
         if isinstance(old[key], Mapping) and isinstance(new[key], Mapping):
-            found += _differences(old[key], new[key], f"{prefix}{key}.")
+            differences += _differences(old[key], new[key], f"{prefix}{key}.")
         elif old[key] != new[key]:
-            found.append((prefix + key, old[key], new[key]))
-    return found
+            differences.append((prefix + key, old[key], new[key]))
+    return differences

@@ -122,11 +122,11 @@ class ExportedModel:
         pixels = _pixels(image)
         canvas, _ = _on_canvas([pixels])
         numbers = {name: number for number, name in enumerate(self.labels(task))}
-        found = result["detections"]
-        boxes = np.asarray([one["box_xyxy"] for one in found], np.float32).reshape(1, -1, 4)
-        labels = np.asarray([[numbers[one["label"]] for one in found]], np.int32)
+        detections = result["detections"]
+        boxes = np.asarray([one["box_xyxy"] for one in detections], np.float32).reshape(1, -1, 4)
+        labels = np.asarray([[numbers[one["label"]] for one in detections]], np.int32)
         labels = labels.reshape(1, -1)
-        if not len(found):
+        if not len(detections):
             return pixels
         drawn = self._load(DRAW)(canvas, boxes, labels)
         return np.asarray(drawn)[0, : pixels.shape[0], : pixels.shape[1]]
@@ -166,9 +166,9 @@ class ExportedModel:
                 arrays["pictures"], arrays["sizes"] = _on_canvas([pictures[i] for i in padded])
             if tokens:
                 arrays |= _padded([tokens[i] for i in padded], entry)
-            found = self.raw(task, **arrays)
+            answers = self.raw(task, **arrays)
             for row, i in enumerate(chosen):
-                of_row = {name: values[row] for name, values in found.items()}
+                of_row = {name: values[row] for name, values in answers.items()}
                 results[i] = self._named(entry, of_row, threshold, top)
         return results
 

@@ -113,15 +113,15 @@ def fields_of(cls: Any) -> tuple[dataclasses.Field, ...]:
 
 def leaves(cls: type, where: str = "") -> dict[str, tuple[Any, dataclasses.Field]]:
     """All settings below a dataclass: (type, field) by dotted name, in the order of the file."""
-    found = {}
+    settings = {}
     hints = typing.get_type_hints(cls)
     for field in fields_of(cls):
         name = f"{where}.{field.name}" if where else field.name
         if dataclasses.is_dataclass(hints[field.name]):
-            found.update(leaves(hints[field.name], name))
+            settings.update(leaves(hints[field.name], name))
         else:
-            found[name] = (hints[field.name], field)
-    return found
+            settings[name] = (hints[field.name], field)
+    return settings
 
 
 def plain(config: Any) -> Any:

@@ -63,50 +63,50 @@ def problems(own: Any) -> list[str]:
     looked at."""
     if not isinstance(own, Mapping):
         return [f"config.data.own: expected {{name: {{'format': ..., 'train': ...}}}}, got {own!r}"]
-    found = []
+    lines = []
     for name, options in own.items():
         where = f"config.data.own.{name}"
         if not isinstance(name, str) or not name.isidentifier():
-            found.append(f"{where}: a name is a word of letters, digits and _ (it names a folder)")
+            lines.append(f"{where}: a name is a word of letters, digits and _ (it names a folder)")
         elif not isinstance(options, Mapping):
-            found.append(f"{where}: expected {{'format': ..., 'train': PATH}}, got {options!r}")
+            lines.append(f"{where}: expected {{'format': ..., 'train': PATH}}, got {options!r}")
         elif options.get("format") not in KEYS:
             told = options.get("format")
-            found.append(f"{where}.format: {told!r} is no format; {nearest(told, KEYS)}")
+            lines.append(f"{where}.format: {told!r} is no format; {nearest(told, KEYS)}")
         else:
-            found += _option_problems(where, options)
-    return found
+            lines += _option_problems(where, options)
+    return lines
 
 
 def _option_problems(where: str, options: Mapping[str, Any]) -> list[str]:
     keys = KEYS[options["format"]]
-    found = []
+    lines = []
     for key, value in options.items():
         if key == "format" or value is None or value == "":
             continue
         if key not in keys:
-            found.append(f"{where}.{key}: unknown key; {nearest(key, keys)}")
+            lines.append(f"{where}.{key}: unknown key; {nearest(key, keys)}")
         elif not _fits(keys[key], value):
-            found.append(f"{where}.{key}: expected {keys[key]}, got {value!r}")
+            lines.append(f"{where}.{key}: expected {keys[key]}, got {value!r}")
 
     def given(key: str) -> bool:
         return options.get(key) not in (None, "")
 
     if not given("train") and not (options["format"] == "yolo" and given("data")):
-        found.append(f"{where}.train: missing; the path of the training data")
+        lines.append(f"{where}.train: missing; the path of the training data")
     if options["format"] == "table":
         if not given("label"):
-            found.append(f"{where}.label: missing; the name of the column with the labels")
+            lines.append(f"{where}.label: missing; the name of the column with the labels")
         if not given("text") and not given("image"):
-            found.append(f"{where}: give text, image or both, names of columns")
+            lines.append(f"{where}: give text, image or both, names of columns")
         if given("text_b") and not given("text"):
-            found.append(f"{where}.text_b: a second text needs text, the first one")
+            lines.append(f"{where}.text_b: a second text needs text, the first one")
     if given("answer") and given("answers"):
-        found.append(f"{where}: give answer (one) or answers (several), not both")
+        lines.append(f"{where}: give answer (one) or answers (several), not both")
     ways = [key for key in ("val", "split", "val_share") if given(key)]
     if len(ways) > 1:
-        found.append(f"{where}: {' and '.join(ways)} both say what is validation; keep one")
-    return found
+        lines.append(f"{where}: {' and '.join(ways)} both say what is validation; keep one")
+    return lines
 
 
 def _fits(expected: str, value: Any) -> bool:

@@ -260,15 +260,15 @@ def _shortened(names: Sequence[str]) -> str:
 
 def fingerprints(data: PreparedData) -> dict[str, str]:
     """SHA-256 of what gives token ids and labels their meaning."""
-    found = {"vocabulary": data.manifest["vocabulary"]["sha256"]} if _has_text(data) else {}
+    digests = {"vocabulary": data.manifest["vocabulary"]["sha256"]} if _has_text(data) else {}
     for task in data.tasks:
         answers = data.manifest["datasets"][task].get("answers")
         if answers:
-            found[f"{task} answer list"] = answers["sha256"]
+            digests[f"{task} answer list"] = answers["sha256"]
         elif "own" in data.manifest["datasets"][task]:  # the published ones' never change
             names = "\n".join(data.label_names(task)).encode()
-            found[f"{task} list of classes"] = fingerprint(names)
-    return found
+            digests[f"{task} list of classes"] = fingerprint(names)
+    return digests
 
 
 def label_names(data: PreparedData) -> dict[str, list[str]]:

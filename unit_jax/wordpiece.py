@@ -28,14 +28,14 @@ class WordPiece:
 
     def ids(self, text: str) -> list[int]:
         """Ids of a text, without [CLS] and [SEP]."""
-        found: list[int] = []
+        numbers: list[int] = []
         for part in self._around_special(text):
             if part in self._special:
-                found.append(self._ids[part])
+                numbers.append(self._ids[part])
                 continue
             for word in _words(_normalised(part)):
-                found += self._pieces(word)
-        return found
+                numbers += self._pieces(word)
+        return numbers
 
     def _around_special(self, text: str) -> list[str]:
         """The text cut at special tokens spelled out in it, which are those tokens."""
@@ -54,7 +54,7 @@ class WordPiece:
         unknown = [self._ids["[UNK]"]]
         if len(word) > LONGEST_WORD:
             return unknown
-        found, start = [], 0
+        pieces, start = [], 0
         while start < len(word):
             for end in range(len(word), start, -1):
                 piece = self._ids.get("##" * (start > 0) + word[start:end])
@@ -62,9 +62,9 @@ class WordPiece:
                     break
             else:
                 return unknown
-            found.append(piece)
+            pieces.append(piece)
             start = end
-        return found
+        return pieces
 
 
 def join(

@@ -126,17 +126,17 @@ def explain(
     is_detection = isinstance(result, Detections)
     queries = tuple(one.query for one in result) if is_detection else (0,)
     ready = model.ready(task, image, text, text_b)
-    found = jax.device_get(model.inside(task, ready))
-    cross, image_attention, word_attention, encoder = found["cross"][:, 0], None, None, None
+    attention = jax.device_get(model.inside(task, ready))
+    cross, image_attention, word_attention, encoder = attention["cross"][:, 0], None, None, None
     cross = cross[:, np.minimum(queries, cross.shape[1] - 1).astype(int)]  # one query for all
     places = 0
     if spec.has_image:
-        mask = found["grid"][0]
+        mask = attention["grid"][0]
         rows, columns = int(mask.any(1).sum()), int(mask.any(0).sum())
         places = mask.size
         of_image = cross[..., :places].reshape(*cross.shape[:2], *mask.shape)
         image_attention = of_image[..., :rows, :columns]
-        encoder = found["encoder"][:, 0].reshape(-1, *mask.shape, *mask.shape)
+        encoder = attention["encoder"][:, 0].reshape(-1, *mask.shape, *mask.shape)
         encoder = encoder[:, :rows, :columns, :rows, :columns]
     tokens: tuple[str, ...] = ()
     if spec.has_text:
@@ -185,11 +185,11 @@ def inside(graph: Any, params: Any, statistics: Any, batch: Batch) -> dict[str, 
     """
     unit: Unit = flat.merge(graph, params, statistics)
     spec = dict(unit.tasks)[batch.task]
-    found = {}
+    attention = {}
     if spec.has_image:
         features, mask = unit.features(*batch.pictures)
-        found["grid"] = mask
-        found["encoder"] = _through_encoder(unit, features, mask, spec.index)
+        attention["grid"] = mask
+        attention["encoder"] = _through_encoder(unit, features, mask, spec.index)
     memory = unit.memory(batch, NO_KEYS)
     shared = unit.settings.decoder.shared
     decoder = unit.decoder if shared else unit.decoders[spec.name]
@@ -205,7 +205,7 @@ def inside(graph: Any, params: Any, statistics: Any, batch: Batch) -> dict[str, 
         keys = memory.tokens + memory.positions
         cross.append(weights(layer.cross_attention, y + queries, keys, memory.mask))
         x = layer(x, queries, memory, NO_KEYS)
-    return {**found, "cross": jnp.stack(cross)}
+    return {**attention, "cross": jnp.stack(cross)}
 
 
 def _through_encoder(unit: Unit, features: Array, mask: Array, index: int) -> Array:
@@ -220,12 +220,12 @@ def _through_encoder(unit: Unit, features: Array, mask: Array, index: int) -> Ar
         x, first = prepend(encoder.task_embedding[index], x), 1
         positions = jnp.pad(positions, ((0, 0), (1, 0), (0, 0)))
         mask = jnp.pad(mask, ((0, 0), (1, 0)), constant_values=True)
-    found = []
+    layers = []
     for layer in encoder.layers:
         y = (layer.norm1(x) if layer.pre_norm else x) + positions
-        found.append(weights(layer.attention, y, y, mask)[:, first:, first:])
+        layers.append(weights(layer.attention, y, y, mask)[:, first:, first:])
         x = layer(x, positions, mask, NO_KEYS)
-    return jnp.stack(found)
+    return jnp.stack(layers)
 
 
 def weights(

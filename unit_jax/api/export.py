@@ -196,10 +196,10 @@ def _program(model: Model, spec: TaskSpec, padded_to: tuple[int, int] | None):
             {name: x for name, x in weights.items() if name not in params},
         )
         answers = unit(Batch(task=spec.name, **fields))
-        found = outputs.room(spec).shown(answers, unit.heads[spec.name])
-        if sizes is not None and "boxes_cxcywh" in found:
-            found["boxes_xyxy"] = to_pixels(found.pop("boxes_cxcywh"), sizes)
-        return found
+        answer = outputs.room(spec).shown(answers, unit.heads[spec.name])
+        if sizes is not None and "boxes_cxcywh" in answer:
+            answer["boxes_xyxy"] = to_pixels(answer.pop("boxes_cxcywh"), sizes)
+        return answer
 
     return program, arguments
 

@@ -172,10 +172,10 @@ def listed(place: str | os.PathLike) -> list[str]:
     """
     path = pathlib.Path(place)
     if path.is_dir():
-        found = [p for p in path.rglob("*") if p.suffix.lower() in PATTERNS and p.is_file()]
+        paths = [p for p in path.rglob("*") if p.suffix.lower() in PATTERNS and p.is_file()]
     else:
         root = pathlib.Path(path.anchor or ".")
-        found = [p for p in root.glob(str(path.relative_to(root))) if p.is_file()]
-    if not found:
+        paths = [p for p in root.glob(str(path.relative_to(root))) if p.is_file()]
+    if not paths:
         raise ValueError(f"{place}: no pictures there ({', '.join(PATTERNS)})")
-    return sorted(map(str, found))
+    return sorted(map(str, paths))

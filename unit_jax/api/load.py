@@ -49,15 +49,15 @@ def load(
     Raises:
       ValueError: there are no weights there, or they are damaged or lack what tells what they are.
     """
-    found = read(source, data_dir, config, bn_eps)
-    model, tasks, data = weights.settings_of(found.metadata, found.source)
+    loaded = read(source, data_dir, config, bn_eps)
+    model, tasks, data = weights.settings_of(loaded.metadata, loaded.source)
     graph, params, statistics = flat.abstract(lambda: outputs.build(model, tasks, rngs=nnx.Rngs(0)))
-    _check(found, {**params, **statistics})
+    _check(loaded, {**params, **statistics})
     devices = list(devices or jax.local_devices()[:1])
     mesh = partitioning.make_mesh(MeshSettings(data=-1, fsdp=1, tensor=1), devices)
     placed = partitioning.place(
         {
-            group: {name: np.asarray(found.arrays[name], leaf.dtype) for name, leaf in of.items()}
+            group: {name: np.asarray(loaded.arrays[name], leaf.dtype) for name, leaf in of.items()}
             for group, of in (("params", params), ("statistics", statistics))
         },
         mesh,
@@ -68,10 +68,10 @@ def load(
         placed["statistics"],
         tasks,
         data,
-        found.names,
-        found.vocabulary,
-        found.metadata,
-        found.source,
+        loaded.names,
+        loaded.vocabulary,
+        loaded.metadata,
+        loaded.source,
         mesh,
         batch_size,
         exif,

@@ -133,8 +133,8 @@ class Model:
           options: see `predict`.
         """
         task = task or self._first("objects", ("image",), "detect")
-        found = self.predict(task, image=image, threshold=threshold, top=top, **options)
-        return cast(Many[Detections], found)
+        results = self.predict(task, image=image, threshold=threshold, top=top, **options)
+        return cast(Many[Detections], results)
 
     def answer(
         self,
@@ -307,8 +307,8 @@ class Model:
         model = flat.merge(self.graph, params, statistics)
         with partitioning.constrain_activations(self.mesh):
             outputs = model(batch)
-        found = room(self.specs[batch.task]).shown(outputs, model.heads[batch.task])
-        return jax.lax.with_sharding_constraint(found, partitioning.replicated(self.mesh))
+        arrays = room(self.specs[batch.task]).shown(outputs, model.heads[batch.task])
+        return jax.lax.with_sharding_constraint(arrays, partitioning.replicated(self.mesh))
 
     def _stream(
         self,
@@ -343,6 +343,6 @@ class Model:
                         part = alike[start : start + size]
                         arrays = jax.device_get(self._run(spec, [one for _, one in part], size))
                         for row, (position, ready) in enumerate(part):
-                            found = {name: x[row] for name, x in arrays.items()}
-                            results[position] = read(window[position], ready, found)
+                            answer = {name: x[row] for name, x in arrays.items()}
+                            results[position] = read(window[position], ready, answer)
                 yield from (results[position] for position in range(len(window)))

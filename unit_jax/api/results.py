@@ -44,8 +44,8 @@ class Detection:
         return f"{self.attribute} {self.label}" if self.attribute else self.label
 
     def to_dict(self) -> dict[str, Any]:
-        found = dict(label=self.label, score=self.score, box_xyxy=list(self.box_xyxy))
-        return found | ({"attribute": self.attribute} if self.attribute else {})
+        made = dict(label=self.label, score=self.score, box_xyxy=list(self.box_xyxy))
+        return made | ({"attribute": self.attribute} if self.attribute else {})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,16 +38,16 @@ def problems(data_dir: str | os.PathLike, tasks: Iterable[str], vocabulary: str 
         manifest = read_manifest(data_dir)
     except ValueError as error:
         return [str(error)]
-    found = []
+    lines = []
     datasets = manifest["datasets"]
     for task in tasks:
         if task not in datasets:
-            found.append(f"{task}: not prepared; run: {command(task)}")
+            lines.append(f"{task}: not prepared; run: {command(task)}")
         elif faults := dataset_faults(data_dir, manifest, task):
-            found.append(f"{task}: {'; '.join(faults)}; run: {command(task, '--overwrite')}")
+            lines.append(f"{task}: {'; '.join(faults)}; run: {command(task, '--overwrite')}")
     if any(has_text(datasets[task]) for task in tasks if task in datasets):
-        found += _vocabulary_problems(data_dir, manifest, vocabulary)
-    return found
+        lines += _vocabulary_problems(data_dir, manifest, vocabulary)
+    return lines
 
 
 def has_text(entry: Mapping[str, Any]) -> bool:

@@ -233,8 +233,8 @@ _DIED = "Worker process was terminated"  # grain's words
 
 def _reason(error: RuntimeError) -> str:
     """How the worker ended: its exit code or signal, read from grain's message."""
-    found = re.search(r"exit code -?\d+", str(error))
-    code = int(found[0].split()[-1]) if found else 0
+    match = re.search(r"exit code -?\d+", str(error))
+    code = int(match[0].split()[-1]) if match else 0
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 

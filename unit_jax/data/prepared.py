@@ -183,10 +183,10 @@ class PreparedData:
             )
         self.data_dir = pathlib.Path(data_dir)
         self.tasks = tuple(tasks)
-        found = integrity.problems(self.data_dir, self.tasks, vocabulary)
-        if found:
+        problems = integrity.problems(self.data_dir, self.tasks, vocabulary)
+        if problems:
             raise ValueError(
-                f"the prepared data in {self.data_dir} do not fit:\n  " + "\n  ".join(found)
+                f"the prepared data in {self.data_dir} do not fit:\n  " + "\n  ".join(problems)
             )
         self._manifest = integrity.read_manifest(self.data_dir)
         self._images: dict[str, Records] = {}

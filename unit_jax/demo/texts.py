@@ -82,10 +82,10 @@ def _ask_shape(chooser: Chooser, scene: Scene) -> Question | None:
 
 def _ask_whether_there(chooser: Chooser, scene: Scene) -> Question | None:
     answer = chooser.choice(("yes", "no"))
-    found = describe(chooser, scene, present=answer == "yes")
-    if found is None:
+    thing = describe(chooser, scene, present=answer == "yes")
+    if thing is None:
         return None
-    text = chooser.choice(("is there {}", "can you see {}")).format(found)
+    text = chooser.choice(("is there {}", "can you see {}")).format(thing)
     return Question(text, answer, " ".join(text.split()[:2]), "yes/no")
 
 
@@ -218,10 +218,10 @@ def hypotheses(chooser: Chooser, scene: Scene, number: int) -> list[tuple[str, s
             break
         present = turn % 3 == 0
         negated = chooser.chance(NEGATED_SHARE)
-        found = describe(chooser, scene, present=present)
-        if found is None:
+        thing = describe(chooser, scene, present=present)
+        if thing is None:
             continue
-        text = sentence(chooser.choice(_NEGATIVE if negated else _POSITIVE).format(found))
+        text = sentence(chooser.choice(_NEGATIVE if negated else _POSITIVE).format(thing))
         if text in pairs:
             continue
         if scene.curtain and not present:

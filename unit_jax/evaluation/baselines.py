@@ -19,7 +19,7 @@ def baselines(
 ) -> dict[str, float]:
     """Every metric of an answer that looks at nothing: the training set's best constant answer,
     or, where there is none (detection), of an untrained model."""
-    found, without = {}, []
+    values, without = {}, []
     for task in tasks:
         spec = run.settings.tasks[task]
         examples, train = run.data.split(task, split), run.data.split(task, "train")
@@ -28,11 +28,11 @@ def baselines(
             without.append(task)
             continue
         for name, value in score(run, task, split, constant).items():
-            found[f"{task}/{name}"] = value
+            values[f"{task}/{name}"] = value
     if without:
         untrained = predictor.of(run.fresh_model())
-        found |= evaluate(run, untrained, split, tuple(without)).metrics
-    return found
+        values |= evaluate(run, untrained, split, tuple(without)).metrics
+    return values
 
 
 def blind_scores(
@@ -42,9 +42,9 @@ def blind_scores(
     text alone (of pairs: on the second text)."""
     room, names = outputs.room(spec), run.data.names(spec.name)
     examples, train = run.data.split(spec.name, split), run.data.split(spec.name, "train")
-    found = {}
+    scores = {}
     if spec.has_image and spec.has_text:
-        found["images_exchanged"] = predict_split(
+        scores["images_exchanged"] = predict_split(
             run, predictor, spec.name, split, exchange_images=True
         )
     train_scores = room.label_scores(train, names) if spec.has_text else None
@@ -56,10 +56,10 @@ def blind_scores(
         if all(words[0]):  # one text only has no second
             name = "bag_of_words" if spec.has_image else "bag_of_words_second_text"
             logits = blind.bag_of_words(words[0], train_scores.toarray(), words[1], tokenizer.size)
-            found[name] = room.from_logits(logits)
+            scores[name] = room.from_logits(logits)
     return {
         name: room.metrics(predictions, examples, names)[room.headline]
-        for name, predictions in found.items()
+        for name, predictions in scores.items()
     }
 
 

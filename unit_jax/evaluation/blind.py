@@ -53,10 +53,10 @@ def bag_of_words(
         return value, (slope + 2 * decay * weights).ravel()
 
     start = np.zeros((vocabulary_size + 1) * labels)
-    found = scipy.optimize.minimize(
+    minimum = scipy.optimize.minimize(
         loss, start, jac=True, method="L-BFGS-B", options=dict(maxiter=200)
     )
-    return _occurrences(ids, vocabulary_size) @ found.x.reshape(-1, labels)
+    return _occurrences(ids, vocabulary_size) @ minimum.x.reshape(-1, labels)
 
 
 def _occurrences(texts: Sequence[Sequence[int]], vocabulary_size: int) -> scipy.sparse.csr_matrix:

@@ -36,13 +36,13 @@ COLUMNS = 4  # of such tables
 
 def analyse(run: run_lib.Run, split: str, evaluation: Evaluation) -> dict[str, Analysis]:
     """The analyses of the tasks whose rooms have one."""
-    found = {}
+    analyses = {}
     for task, predictions in evaluation.predictions.items():
         room = outputs.room(run.settings.tasks[task])
         analysis = room.analyse(predictions, run.data.split(task, split), run.data.names(task))
         if analysis is not None:
-            found[task] = analysis
-    return found
+            analyses[task] = analysis
+    return analyses
 
 
 def write(

@@ -122,7 +122,7 @@ def select(run: run_lib.Run, splits: str, labelled: bool) -> dict[str, Selection
     Raises:
       ValueError: no task has any of the splits (with labels).
     """
-    found = {}
+    selections = {}
     for split in filter(None, splits.split(",")):
         tasks, left_out = [], {}
         for task in run.settings.tasks:
@@ -132,16 +132,16 @@ def select(run: run_lib.Run, splits: str, labelled: bool) -> dict[str, Selection
                 left_out[task] = f"its {split} has no labels to compare with"
             else:
                 tasks.append(task)
-        found[split] = Selection(tuple(tasks), left_out)
-    if not any(selection.tasks for selection in found.values()):
+        selections[split] = Selection(tuple(tasks), left_out)
+    if not any(selection.tasks for selection in selections.values()):
         told = "; ".join(
             f"{task}: {why}"
-            for selection in found.values()
+            for selection in selections.values()
             for task, why in selection.left_out.items()
         )
         remedy = "; --mode=predict writes files for servers" if labelled else ""
         raise ValueError(f"nothing to do in {run.data.data_dir}: {told}{remedy}")
-    return found
+    return selections
 
 
 def _progress(items: Iterable[str], what: str) -> Iterator[str]:

@@ -71,7 +71,7 @@ def losses(run: run_lib.Run, step: LossStep, model: Model, split: str = "val") -
     Last batches that fillers complete count only where there are no others. NaN where matching
     costs were not finite.
     """
-    found = {}
+    means = {}
     places = partitioning.rows_of_process(run.mesh, run.settings.train.eval_batch_size)
     for task in run.settings.tasks:
         if split not in run.data.splits(task) or not run.data.split(task, split).labelled:
@@ -83,8 +83,8 @@ def losses(run: run_lib.Run, step: LossStep, model: Model, split: str = "val") -
                 full = bool(jax.device_get(_all_real(run, batch)))
                 value = step(model, partitioning.to_devices(batch, run.mesh))
                 (whole if full else filled).append(float(value))
-        found[f"{task}/loss"] = float(np.mean(whole or filled))
-    return found
+        means[f"{task}/loss"] = float(np.mean(whole or filled))
+    return means
 
 
 def _all_real(run: run_lib.Run, batch: Batch) -> Array:

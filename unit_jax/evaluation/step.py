@@ -41,9 +41,9 @@ class PredictStep:
         with partitioning.constrain_activations(self._mesh):
             answers = unit(batch)
         room = outputs.room(self._settings.tasks[batch.task])
-        found = room.predict(answers, unit.heads[batch.task])
+        predictions = room.predict(answers, unit.heads[batch.task])
         return jax.lax.with_sharding_constraint(
-            {"index": batch.index, **found}, partitioning.replicated(self._mesh)
+            {"index": batch.index, **predictions}, partitioning.replicated(self._mesh)
         )
 
 

@@ -29,10 +29,10 @@ def load(source: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     path = epath.Path(source)
     if path.is_dir():
-        found = [path / name for name in _FILES if (path / name).is_file()]
-        if not found:
+        files = [path / name for name in _FILES if (path / name).is_file()]
+        if not files:
             raise ValueError(f"{path}: the folder holds neither {' nor '.join(_FILES)}")
-        path = found[0]
+        path = files[0]
     elif not path.exists():
         path = _download(str(source))
     return torch_files.load_state_dict(path)

@@ -100,5 +100,5 @@ _PARTS = (
 
 def _count(pattern: str, arrays: Arrays) -> int:
     """How many numbers, counted from 0, some path has at the pattern's group."""
-    found = {int(match.group(1)) for path in arrays if (match := re.match(pattern, path))}
-    return len(found)
+    numbers = {int(match.group(1)) for path in arrays if (match := re.match(pattern, path))}
+    return len(numbers)

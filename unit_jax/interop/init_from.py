@@ -108,10 +108,10 @@ def backbone_from_detr(
     """The backbone of a DETR checkpoint; see `start_from`."""
     state = torch_files.load_state_dict(path)
     with naming(path):
-        found, ignored = detr.import_weights(state)
+        arrays, ignored = detr.import_weights(state)
     wanted = [name for name in fresh if name.startswith("backbone.")]
     return _fill(
-        fresh, found, wanted, wanted, Report("backbone", str(path), (), (), tuple(ignored))
+        fresh, arrays, wanted, wanted, Report("backbone", str(path), (), (), tuple(ignored))
     )
 
 
@@ -125,11 +125,11 @@ def text_encoder_from_bert(
     """
     state = bert.load(source)
     with naming(source):
-        found, ignored = bert.import_weights(state)
+        arrays, ignored = bert.import_weights(state)
     wanted, _ = bert.import_weights(bert.export_weights(fresh))
     required = [name for name in wanted if ".pooler." not in name]
     report = Report("text encoder", str(source), (), (), tuple(ignored))
-    return _fill(fresh, found, wanted, required, report)
+    return _fill(fresh, arrays, wanted, required, report)
 
 
 def model_from_checkpoint(

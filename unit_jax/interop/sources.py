@@ -126,14 +126,14 @@ def saved_tasks(metadata: Mapping[str, Any]) -> dict[str, TaskFacts]:
     named = metadata.get("names", {}).get("tasks", {})
     labels = {task: names.get("labels", ()) for task, names in named.items()}
     labels |= metadata.get("labels", {})
-    found = {}
+    tasks = {}
     for name, values in metadata.get("settings", {}).get("tasks", {}).items():
         # Tasks had a kind before they had inputs.
         inputs = values.get("inputs") or KINDS.get(values.get("kind"), {}).get("inputs", ())
         names = tuple(labels.get(name, ()))
         index = int(values.get("index", 0))
-        found[name] = TaskFacts(index, "image" in inputs, "text" in inputs, names)
-    return found
+        tasks[name] = TaskFacts(index, "image" in inputs, "text" in inputs, names)
+    return tasks
 
 
 @contextlib.contextmanager

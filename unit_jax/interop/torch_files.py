@@ -267,19 +267,21 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _tar_member(path: Path) -> Generator[Path]:
     """The one checkpoint of a tar as a temporary file."""
     with tarfile.open(path) as archive, tempfile.TemporaryDirectory() as folder:
-        found, limit = [], _limit(path)
+        members, limit = [], _limit(path)
         for member in archive:  # to the end, so that a compressed tar's checksum is verified
             if member.offset_data + member.size > limit:
                 raise Refused("refused: it unfolds to many times its size")
             if member.isfile() and member.name.endswith(_SUFFIXES):
-                found.append(member.name)
+                members.append(member.name)
                 target = Path(folder, "checkpoint" + Path(member.name).suffix)
                 content = archive.extractfile(member)
                 assert content is not None  # a file has some
                 with open(target, "wb") as file:
                     shutil.copyfileobj(content, file)
-        if len(found) != 1:
-            raise ValueError(f"the tar should hold one checkpoint, has: {', '.join(found) or '-'}")
+        if len(members) != 1:
+            raise ValueError(
+                f"the tar should hold one checkpoint, has: {', '.join(members) or '-'}"
+            )
         while read := len(archive.fileobj.read(1 << 20)):
             limit -= read
             if limit < 0:

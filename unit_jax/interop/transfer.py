@@ -181,7 +181,7 @@ def _origins(
     single = next(iter(of_tasks if len(of_tasks) == 1 else wanted), "")
     if len(of_tasks) > 1 and len(wanted) != 1:
         single = ""
-    found = {}
+    origins = {}
     for path in fresh:
         part, _, rest = path.partition(".")
         task, _, inner = rest.partition(".")
@@ -195,8 +195,8 @@ def _origins(
             options.append(f"decoders.{single}.{rest}")
         origin = next((option for option in options if option in old), None)
         if origin:
-            found[path] = origin
-    return found
+            origins[path] = origin
+    return origins
 
 
 def _pairs(path, old, new, donors, source: Source, model: Model, told: list, lines: list):

@@ -80,8 +80,8 @@ def whole_steps(folder: epath.Path) -> list[int]:
     """The steps with a whole checkpoint."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if path.name.isdigit()]
-    return sorted(int(path.name) for path in found if _is_finished(path))
+    folders = [path for path in folder.iterdir() if path.name.isdigit()]
+    return sorted(int(path.name) for path in folders if _is_finished(path))
 
 
 def _is_finished(step: epath.Path) -> bool:

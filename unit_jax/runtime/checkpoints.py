@@ -112,13 +112,13 @@ class Checkpoints:
         bad: list[tuple[int, Damaged]] = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = read(step)
+                result = read(step)
             except Damaged as error:
                 bad.append((step, error))
                 continue
             for worse, reason in bad:
                 self._set_aside(worse, reason, step)
-            return step, found
+            return step, result
         aside = f"move {self.directory} away to start afresh"
         raise Damaged(f"{bad[0][1]}; no other one can be read; {aside}") from bad[0][1]
 
@@ -191,10 +191,10 @@ class Checkpoints:
         Raises:
           Damaged: it was saved with an optimiser's state, which is gone.
         """
-        found = (self.directory / str(step) / "optimizer").exists()
-        if not found and "optimizer" in self._raw_metadata(step).get(_DIGESTS, {}):
+        there = (self.directory / str(step) / "optimizer").exists()
+        if not there and "optimizer" in self._raw_metadata(step).get(_DIGESTS, {}):
             raise self._damaged(step, "its optimizer folder is gone")
-        return found
+        return there
 
     def metadata(self, step: int) -> dict[str, Any]:
         """What was saved as metadata.
@@ -202,8 +202,8 @@ class Checkpoints:
         Raises:
           Damaged: it cannot be read, or is not what was saved.
         """
-        found = self._raw_metadata(step)
-        return {name: found[name] for name in found if name not in (_DIGESTS, _CHECKSUM)}
+        saved = self._raw_metadata(step)
+        return {name: saved[name] for name in saved if name not in (_DIGESTS, _CHECKSUM)}
 
     def shapes(self, step: int) -> dict[str, dict[str, Any]]:
         """What the item `model` holds: by group and parameter path, something with shape and dtype.
@@ -280,11 +280,11 @@ class Checkpoints:
             self._manager.close()
 
     def _raw_metadata(self, step: int) -> dict[str, Any]:
-        found = self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
-        rest = {name: value for name, value in found.items() if name != _CHECKSUM}
-        if found.get(_CHECKSUM, _checksum(rest)) != _checksum(rest):
+        saved = self._restore(step, metadata=ocp.args.JsonRestore())["metadata"]
+        rest = {name: value for name, value in saved.items() if name != _CHECKSUM}
+        if saved.get(_CHECKSUM, _checksum(rest)) != _checksum(rest):
             raise self._damaged(step, "its metadata are not what was saved")
-        return found
+        return saved
 
     def _restore(self, step: int, **items: Any) -> Any:
         restored = problem = None

@@ -63,10 +63,10 @@ class Journal:
 def read_status(workdir: epath.Path) -> dict[str, Any]:
     """status.json of a working folder; {} if there is none."""
     try:
-        found = json.loads((epath.Path(workdir) / STATUS).read_text())
+        status = json.loads((epath.Path(workdir) / STATUS).read_text())
     except Exception:  # absent, cut off, a cloud that does not answer: nothing is known
         return {}
-    return found if isinstance(found, dict) else {}
+    return status if isinstance(status, dict) else {}
 
 
 def _append(path: epath.Path, line: str) -> None:

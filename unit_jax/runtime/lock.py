@@ -59,15 +59,15 @@ class Lock:
 
     def __enter__(self) -> "Lock":
         is_free = not self._remote and self._flock()
-        found = self._read()
-        if found and not (is_free and found.get("host") == self._own["host"]):
-            if _is_alive(found, self._own):
+        holder = self._read()
+        if holder and not (is_free and holder.get("host") == self._own["host"]):
+            if _is_alive(holder, self._own):
                 self._let_go()
-                raise Taken(self._told(found))
+                raise Taken(self._told(holder))
         self._write()
-        if (found := self._read()) and found.get("token") != self._own["token"]:
+        if (holder := self._read()) and holder.get("token") != self._own["token"]:
             self._let_go()  # somebody else wrote at the same moment
-            raise Taken(self._told(found))
+            raise Taken(self._told(holder))
         self._thread = threading.Thread(target=self._beat, daemon=True, name="lock")
         self._thread.start()
         return self
@@ -87,10 +87,10 @@ class Lock:
         Raises:
           Taken: this process was silent for so long that another one took the folder over.
         """
-        found = self._read()
-        if found and found.get("token") != self._own["token"]:
+        holder = self._read()
+        if holder and holder.get("token") != self._own["token"]:
             raise Taken(
-                f"{self._path.parent} was taken over by {_who(found)}, as this process (pid "
+                f"{self._path.parent} was taken over by {_who(holder)}, as this process (pid "
                 f"{self._own['pid']} on {self._own['host']}) gave no sign of life; it stops here"
             )
 
@@ -124,12 +124,12 @@ class Lock:
     def _read(self) -> dict[str, Any] | None:
         """What the file says; None where nobody is named."""
         try:
-            found = json.loads(self._path.read_text() or "null")
+            holder = json.loads(self._path.read_text() or "null")
         except FileNotFoundError:
             return None
         except ValueError:  # half of it: somebody is writing it now, or died there
             return None
-        return found if isinstance(found, dict) else None
+        return holder if isinstance(holder, dict) else None
 
     def _write(self) -> None:
         """In place: the kernel's lock is on this very file."""

@@ -142,12 +142,12 @@ def _with_own(selected: Any, config: Mapping[str, Any], reader: fields.Reader) -
                 f"config.data.own.{name}", "a published data set has this name; choose another one"
             )
     # Rows of the task embeddings follow the order: an entry in `tasks` should change none.
-    found = {name: value for name, value in selected.items() if name not in own}
+    tasks = {name: value for name, value in selected.items() if name not in own}
     for name, options in own.items():
         given = selected.get(name, {})
         defaults = own_data.task(options, longest, given) if isinstance(given, Mapping) else {}
-        found[name] = {**defaults, **given} if defaults else given
-    return found
+        tasks[name] = {**defaults, **given} if defaults else given
+    return tasks
 
 
 def _at(config: Any, name: str, default: Any) -> Any:

@@ -220,9 +220,9 @@ def print_texts(settings: Settings, train: Splits, counts: Sequence[int], seed: 
 
     def row(name: str, text_buckets: tuple[int, ...], grouped: bool):
         own = dataclasses.replace(settings.data, text_buckets=text_buckets)
-        found = {s.name: padding(s, train[s.name], own, settings, grouped, seed) for s in specs}
+        padded = {s.name: padding(s, train[s.name], own, settings, grouped, seed) for s in specs}
         ratios = np.asarray([settings.ratios[s.name] for s in specs])
-        real, whole = np.asarray(list(found.values())).T
+        real, whole = np.asarray(list(padded.values())).T
         programs = sum(len(mixture.buckets_of(spec, own)) for spec in specs)
         print_row(name, [1 - ratios @ real / (ratios @ whole), *(1 - real / whole), str(programs)])
 

@@ -122,16 +122,16 @@ def slice_size(options: argparse.Namespace) -> int:
     """
     chip = chip_of(options.topology)
     if options.estimate:
-        found = math.prod(map(int, options.topology.partition(":")[2].split("x")))
+        chips = math.prod(map(int, options.topology.partition(":")[2].split("x")))
     elif math.isnan(chip.clock):
         raise ValueError(f"--topology {options.topology}: no TPU, so give --estimate")
     else:
         from unit_jax.tools.tpu.programs import slice_devices
 
-        found = len(slice_devices(options.topology, chip))
-    if options.chips is not None and not 1 <= options.chips <= found:
-        raise ValueError(f"--chips {options.chips}: {options.topology} has {found}")
-    return options.chips or found
+        chips = len(slice_devices(options.topology, chip))
+    if options.chips is not None and not 1 <= options.chips <= chips:
+        raise ValueError(f"--chips {options.chips}: {options.topology} has {chips}")
+    return options.chips or chips
 
 
 def read_settings(options: argparse.Namespace, devices: int) -> Settings:
@@ -304,17 +304,17 @@ def limits(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     By proportion: what a program needs beside the run's state and its own code grows with the
     examples.
     """
-    found: dict[str, dict[str, Any]] = {}
+    limit_of: dict[str, dict[str, Any]] = {}
     for row in rows:
         if row["program"] == "update" or not row.get("peak_bytes"):
             continue
         fixed = row.get("fixed_bytes", 0)
         each = (row["peak_bytes"] - fixed) / row["examples_per_chip"]
         most = int((row["hbm_bytes"] - fixed) // each) if each > 0 else 0
-        task = found.setdefault(row["task"], dict(most=most, holds=row["program"], each=each))
+        task = limit_of.setdefault(row["task"], dict(most=most, holds=row["program"], each=each))
         if most < task["most"]:
-            found[row["task"]] = dict(most=most, holds=row["program"], each=each)
-    return found
+            limit_of[row["task"]] = dict(most=most, holds=row["program"], each=each)
+    return limit_of
 
 
 def search(options: argparse.Namespace, limit: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -180,11 +180,11 @@ def export_checkpoint(
     if suffix not in writers or (target == "safetensors" and suffix == ".pth"):
         expected = ".safetensors" if target == "safetensors" else " or ".join(writers)
         raise ValueError(f"{output}: the name of the output should end in {expected}")
-    found = weights.read(path, data_dir or "")
-    arrays, metadata = found.arrays, dict(found.metadata)
+    model = weights.read(path, data_dir or "")
+    arrays, metadata = model.arrays, dict(model.metadata)
     if target == "safetensors":
-        metadata["names"] = weights.as_json(found.names, found.vocabulary)
-        nameless = [task for task in metadata["settings"]["tasks"] if task not in found.names]
+        metadata["names"] = weights.as_json(model.names, model.vocabulary)
+        nameless = [task for task in metadata["settings"]["tasks"] if task not in model.names]
         if nameless:
             told = ", ".join(nameless)
             print(f"it has no names of the labels of {told}; --data_dir DIR would give them")

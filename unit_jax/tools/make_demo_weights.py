@@ -45,19 +45,19 @@ def make(workdir: Path, data_dir: str = "", output: str = "") -> str:
     from unit_jax.interop import sources, weights
     from unit_jax.runtime import checkpoint_folder
 
-    found = weights.read(workdir, data_dir)
-    lacking = [task for task in found.metadata["settings"]["tasks"] if task not in found.names]
-    if lacking or not found.vocabulary:
+    model = weights.read(workdir, data_dir)
+    lacking = [task for task in model.metadata["settings"]["tasks"] if task not in model.names]
+    if lacking or not model.vocabulary:
         raise ValueError(f"{workdir}: it has no names of {', '.join(lacking)}; give --data_dir")
-    steps = found.metadata["settings"]["train"]["steps"]
+    steps = model.metadata["settings"]["train"]["steps"]
     _, step = checkpoint_folder.locate(workdir)
     if step < steps:
         raise ValueError(f"{workdir}: at step {step} of {steps}; let the run finish")
-    metadata = described(found, step, figures(workdir))
+    metadata = described(model, step, figures(workdir))
     target = Path(output) if output else sources.demo_file().parent
     target.mkdir(parents=True, exist_ok=True)
     path = target / "demo.safetensors"
-    weights.write_safetensors(path, found.arrays, metadata, "float16")
+    weights.write_safetensors(path, model.arrays, metadata, "float16")
     if path.stat().st_size > LIMIT:
         size = path.stat().st_size
         path.unlink()

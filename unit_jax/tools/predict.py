@@ -82,8 +82,8 @@ def examples(options: argparse.Namespace) -> tuple[Iterable[dict[str, Any]], int
     if options.images:
         from unit_jax.api import images
 
-        found = images.listed(options.images)
-        return [{**shared, "image": path} for path in found], len(found)
+        paths = images.listed(options.images)
+        return [{**shared, "image": path} for path in paths], len(paths)
     return [shared], 1
 
 

@@ -82,16 +82,16 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    facts, found = bundle.facts, replay(bundle)
+    facts, result = bundle.facts, replay(bundle)
     print(f"step {facts['step']} of {facts['task']}; the run said: {facts['cause']} not finite")
-    for name, value in found["logs"].items():
+    for name, value in result["logs"].items():
         print(f"  {name} = {value:.6g}{'' if np.isfinite(value) else '   <- not finite'}")
     for what in ("parameters", "gradients"):
-        paths = found[what]
+        paths = result[what]
         more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
         print(f"{what} that are not finite: {', '.join(paths[:_SHOWN]) or 'none'}{more}")
     ids = facts["examples"]
-    named = [f"{ids[i]} (place {i})" if i < len(ids) else f"place {i}" for i in found["examples"]]
+    named = [f"{ids[i]} (place {i})" if i < len(ids) else f"place {i}" for i in result["examples"]]
     print(f"examples that are not finite by themselves: {', '.join(named) or 'none'}")
     return 0
 

@@ -149,17 +149,17 @@ def _published(row: Row) -> str:
 
 def report(runs: epath.Path, demo: bool) -> int:
     """Prints the table of a folder of runs and draws it there."""
-    found, unknown = measured.collect(runs)
+    measured_runs, unknown = measured.collect(runs)
     # Runs of the demo lie beside the demo's data, and nothing was published about those.
     published = not (demo or (runs / "source" / world.DONE).exists())
     for name in unknown:
         print(f"{runs / name}: left out, neither its name nor its settings are a row's")
-    if not found:
+    if not measured_runs:
         print(f"error: {runs}: no finished run of a row ({measured.REPORT}) in it", file=sys.stderr)
         return 1
-    _print(measured.table(found, published))
-    (runs / "table.md").write_text(measured.markdown(found, published))
-    measured.draw(found, runs / "table.png", published)
+    _print(measured.table(measured_runs, published))
+    (runs / "table.md").write_text(measured.markdown(measured_runs, published))
+    measured.draw(measured_runs, runs / "table.png", published)
     print(f"The same: {runs}/table.md and table.png")
     return 0
 

@@ -123,14 +123,14 @@ def _plan(run: run_lib.Run, params: Flat, optimizer: optim.Optimizer) -> Iterato
 def _examples(run: run_lib.Run) -> dict[str, list[tuple[Batch, int]]]:
     """The first training examples of every task, as (batch, place in it)."""
     wanted = [name for name, ratio in run.settings.ratios.items() if ratio > 0]
-    found: dict[str, list[tuple[Batch, int]]] = {name: [] for name in wanted}
+    examples: dict[str, list[tuple[Batch, int]]] = {name: [] for name in wanted}
     with loader.train_batches(run.settings, run.data) as batches:
         for _, batch in zip(range(_SEARCHED), batches, strict=False):
-            room = EXAMPLES - len(found[batch.task])
-            found[batch.task] += [(batch, place) for place in range(batch.size)][:room]
-            if all(len(of_task) == EXAMPLES for of_task in found.values()):
+            room = EXAMPLES - len(examples[batch.task])
+            examples[batch.task] += [(batch, place) for place in range(batch.size)][:room]
+            if all(len(of_task) == EXAMPLES for of_task in examples.values()):
                 break
-    return found
+    return examples
 
 
 def draw(run: run_lib.Run, examples: dict[str, list[tuple[Batch, int]]], path: epath.Path) -> None:

@@ -67,16 +67,16 @@ def check(graph, settings: Settings, mesh, state: TrainState) -> None:
 
 def largest(settings: Settings) -> list[tuple[TaskSpec, tuple[int, ...]]]:
     """A task of each kind (the one with the most queries), with its largest shape."""
-    found: dict[tuple, TaskSpec] = {}
+    specs: dict[tuple, TaskSpec] = {}
     for name, spec in settings.tasks.items():
         if settings.ratios[name] > 0:
             kind = (spec.inputs, rooms.room(spec).matches)
-            best = found.setdefault(kind, spec)
+            best = specs.setdefault(kind, spec)
             if (spec.num_queries, spec.max_tokens) > (best.num_queries, best.max_tokens):
-                found[kind] = spec
+                specs[kind] = spec
     return [
         (spec, max(settings.data.buckets, key=math.prod) if spec.has_image else (spec.max_tokens,))
-        for spec in found.values()
+        for spec in specs.values()
     ]
 
 

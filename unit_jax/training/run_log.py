@@ -288,7 +288,7 @@ def _listed(examples: list[str]) -> str:
 def _parsed(line: str) -> dict[str, Any] | None:
     """A line of metrics.jsonl; None of one cut off by a crash."""
     try:
-        found = json.loads(line)
-        return found if isinstance(found["step"], int) else None
+        record = json.loads(line)
+        return record if isinstance(record["step"], int) else None
     except (ValueError, KeyError, TypeError):
         return None

@@ -227,8 +227,8 @@ def _by_share(declared: Declared) -> list[str]:
 
 
 def _labels(examples: Sequence[Example], rows: Iterable[int]) -> set[Any]:
-    found: set[Any] = set()
+    labels: set[Any] = set()
     for row in rows:
-        found |= {box.category for box in examples[row].boxes or ()}
-        found |= {examples[row].label} - {None}
-    return found
+        labels |= {box.category for box in examples[row].boxes or ()}
+        labels |= {examples[row].label} - {None}
+    return labels

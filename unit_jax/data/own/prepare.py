@@ -77,9 +77,9 @@ def prepare(
     Raises:
       ValueError: one message of a line for each data set that cannot be prepared.
     """
-    found = own_data.problems(own)
-    if found:
-        raise ValueError("\n".join(found))
+    wrong = own_data.problems(own)
+    if wrong:
+        raise ValueError("\n".join(wrong))
     if not own:
         return []
     paths.check_local("config.data.data_dir", data_dir)

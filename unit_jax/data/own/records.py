@@ -26,20 +26,20 @@ _OBJECTS = {
 
 def features(options: Mapping[str, Any]) -> dict[str, Any]:
     """TFDS features of a data set's records."""
-    found: dict[str, Any] = {"id": tfds.features.Text()}
+    made: dict[str, Any] = {"id": tfds.features.Text()}
     if own_data.is_text(options):
-        found["text"] = tfds.features.Text()
+        made["text"] = tfds.features.Text()
     if options["format"] == "table":
         if options.get("text"):
-            found["text_b"] = tfds.features.Text()
-        found["label"] = np.int32
+            made["text_b"] = tfds.features.Text()
+        made["label"] = np.int32
     elif options["format"] == "questions":
-        found["answers"] = tfds.features.Sequence(tfds.features.Text())
+        made["answers"] = tfds.features.Sequence(tfds.features.Text())
     else:
-        found |= _OBJECTS
+        made |= _OBJECTS
     if own_data.has_image(options):
-        found |= {"image_row": np.int64, "width": np.int32, "height": np.int32}
-    return found
+        made |= {"image_row": np.int64, "width": np.int32, "height": np.int32}
+    return made
 
 
 @dataclasses.dataclass

@@ -96,7 +96,7 @@ def _class_lines(built: Mapping[str, Built], facts: Mapping[str, Any]) -> list[s
 
 def suspicious(declared: Declared, built: Mapping[str, Built]) -> list[tuple[str, Example]]:
     """(reason, example) of what is worth a look, at most a few of each reason."""
-    found: list[tuple[str, Example]] = []
+    suspects: list[tuple[str, Example]] = []
     train = built["train"]
     of_train = dict(zip(train.digests, train.examples, strict=True))
     for split, rows in built.items():
@@ -106,7 +106,7 @@ def suspicious(declared: Declared, built: Mapping[str, Built]) -> list[tuple[str
                 for digest, example in zip(rows.digests, rows.examples, strict=True)
                 if digest in of_train
             ]
-            found += twice[:4]
+            suspects += twice[:4]
         count = Counter(rows.digests)
         seen: set[str] = set()
         again = []
@@ -114,28 +114,28 @@ def suspicious(declared: Declared, built: Mapping[str, Built]) -> list[tuple[str
             if count[digest] > 1 and digest not in seen and declared.detection:
                 again.append((f"{count[digest]} times in {split}", example))
             seen.add(digest)
-        found += again[:4]
+        suspects += again[:4]
         places = {p.place for p in _problems(declared, split) if p.kind.startswith("box")}
         outside = [
             ("boxes outside the image", example)
             for example in rows.examples
             if example.place in places
         ]
-        found += outside[:4]
+        suspects += outside[:4]
         if declared.detection and split not in declared.unlabelled:
             empty = [
                 ("no object", example)
                 for example, record in zip(rows.examples, rows.records, strict=True)
                 if not len(record["boxes_xywh"])
             ]
-            found += empty[:2]
+            suspects += empty[:2]
     rare = {label for label, count in train.counts.items() if count < NEAR_EMPTY}
     for example, record in zip(train.examples, train.records, strict=True):
         labels = record["category_ids"].tolist() if declared.detection else [record.get("label")]
         for label in rare & set(labels):
             rare.discard(label)
-            found.append((f"one of {train.counts[label]} examples of its class", example))
-    return found[: 4 * _SHOWN]
+            suspects.append((f"one of {train.counts[label]} examples of its class", example))
+    return suspects[: 4 * _SHOWN]
 
 
 def _problems(declared: Declared, split: str):

@@ -10,8 +10,8 @@ import tensorflow_datasets as tfds
 
 def newest_version(folder: pathlib.Path) -> pathlib.Path | None:
     """The newest `<folder>/<version>/` that holds a prepared data set, None without one."""
-    found = [path.parent for path in folder.glob("*/dataset_info.json")]
-    return max(found, key=lambda path: tfds.core.Version(path.name), default=None)
+    versions = [path.parent for path in folder.glob("*/dataset_info.json")]
+    return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
 
 
 def splits(folder: pathlib.Path) -> set[str]:

@@ -152,7 +152,7 @@ def _described(
     path: pathlib.Path, numbers: Mapping[str, int], problems: base.Problems
 ) -> dict[int | None, list[int]]:
     """Attribute numbers by object id."""
-    found: dict[int | None, list[int]] = {}
+    attributes: dict[int | None, list[int]] = {}
     for image in base.read_json_list(path, problems):
         place = f"{path}: image {image.get('image_id')!r:.60}"
         for entry in base.objects(image.get("attributes"), place, problems):
@@ -161,8 +161,8 @@ def _described(
             names = [name for text in texts for name in _attributes_in(text)]
             known = [numbers[name] for name in names if name in numbers]
             if known:
-                found.setdefault(base.id_number(entry.get("object_id")), []).extend(known)
-    return found
+                attributes.setdefault(base.id_number(entry.get("object_id")), []).extend(known)
+    return attributes
 
 
 def _attributes_in(text: Any) -> list[str]:

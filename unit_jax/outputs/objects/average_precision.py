@@ -119,12 +119,12 @@ def by_hotcoco(objects: Objects, detections: Detections, num_labels: int) -> Res
         area=objects.areas.astype(np.float64),
         iscrowd=objects.iscrowd,
     )
-    found = truth.load_res(
+    results = truth.load_res(
         np.column_stack(
             [detections.image, detections.boxes_xywh, detections.scores, detections.labels]
         )
     )
-    evaluation = hotcoco.COCOeval(truth, found, "bbox")
+    evaluation = hotcoco.COCOeval(truth, results, "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summary_lines()  # the twelve numbers, without printing them

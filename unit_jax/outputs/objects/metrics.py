@@ -28,15 +28,15 @@ def best_of_queries(
     xp = logits.__array_namespace__()
     exponentials = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
     probabilities = exponentials / xp.sum(exponentials, axis=-1, keepdims=True)
-    found = dict(
+    best = dict(
         scores=xp.max(probabilities[..., :-1], axis=-1),
         labels=xp.argmax(probabilities[..., :-1], axis=-1),
         boxes_cxcywh=boxes_cxcywh,
     )
     if attribute_logits is not None:
-        found["attr_scores"] = xp.max(attribute_logits, axis=-1)
-        found["attr_labels"] = xp.argmax(attribute_logits, axis=-1)
-    return found
+        best["attr_scores"] = xp.max(attribute_logits, axis=-1)
+        best["attr_labels"] = xp.argmax(attribute_logits, axis=-1)
+    return best
 
 
 def post_process(
@@ -100,16 +100,16 @@ def detections(
 
 def objects(records: Iterable[Mapping[str, Any]]) -> Objects:
     """What prepared records say is there, as columns, crowd regions included."""
-    found = [record["objects"] for record in records]
+    annotated = [record["objects"] for record in records]
 
     def column(name: str, dtype: type, *shape: int) -> np.ndarray:
-        rows = [np.asarray(one[name], dtype).reshape(-1, *shape) for one in found]
+        rows = [np.asarray(one[name], dtype).reshape(-1, *shape) for one in annotated]
         return np.concatenate([np.zeros((0, *shape), dtype), *rows])
 
-    counts = [len(one["category_ids"]) for one in found]
+    counts = [len(one["category_ids"]) for one in annotated]
     return Objects(
-        len(found),
-        np.repeat(np.arange(len(found)), counts),
+        len(annotated),
+        np.repeat(np.arange(len(annotated)), counts),
         column("boxes_xywh", np.float32, 4),
         column("category_ids", np.int64),
         column("areas", np.float32),

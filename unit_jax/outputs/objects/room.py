@@ -126,10 +126,10 @@ class Objects(Output):
 
     def analyse(self, predictions: Predictions, examples: Examples, names: Names) -> Analysis:
         """AP by class, and which class is taken for which; faults are counted by image."""
-        objects, found = self._columns(predictions, examples)
-        result = average_precision.evaluate(objects, found, self.spec.num_labels)
+        objects, detections = self._columns(predictions, examples)
+        result = average_precision.evaluate(objects, detections, self.spec.num_labels)
         confusion, faults = average_precision.confusion(
-            objects, found, self.spec.num_labels, MIN_SCORE
+            objects, detections, self.spec.num_labels, MIN_SCORE
         )
         counts = np.bincount(objects.labels[~objects.iscrowd], minlength=self.spec.num_labels)
         labels = (*map(names.label, range(self.spec.num_labels)), NOTHING)
@@ -150,18 +150,18 @@ class Objects(Output):
     def entries(self, record: Record, prediction: Predictions, names: Names) -> list[dict]:
         """COCO results: image_id, category_id, bbox (x, y, width, height), score; with attributes
         attr_score and attr_label too."""
-        found = metrics.to_coco(record["id"], self.detections(record, prediction))
+        entries = metrics.to_coco(record["id"], self.detections(record, prediction))
         # A number that no class has can never be right, and a server knows none of it.
-        found = [e for e in found if not names.labels or names.labels[e["category_id"]]]
+        entries = [e for e in entries if not names.labels or names.labels[e["category_id"]]]
         if names.submitted:  # ids that the data set's own files have
-            for entry in found:
+            for entry in entries:
                 entry["category_id"] = int(names.submitted[entry["category_id"]])
-        return found
+        return entries
 
     def describe(self, record: Record, prediction: Predictions, names: Names) -> Described:
-        found = prediction["labels"][prediction["scores"] >= MIN_SCORE]
+        labels = prediction["labels"][prediction["scores"] >= MIN_SCORE]
         true = record["objects"]["category_ids"]
-        said, truth = ([names.label(int(n)) for n in sorted(x)] for x in (found, true))
+        said, truth = ([names.label(int(n)) for n in sorted(x)] for x in (labels, true))
         return Described(", ".join(said) or "nothing", ", ".join(truth) or "nothing", said == truth)
 
     def draw(

@@ -46,7 +46,7 @@ def collect(folder: epath.Path) -> tuple[list[Measured], list[str]]:
             unknown.append(own)
         else:
             reports[name] = path
-    found = []
+    measured = []
     for name, row in ROWS.items():
         if name in reports:
             lines = json.loads(reports[name].read_text())
@@ -55,8 +55,8 @@ def collect(folder: epath.Path) -> tuple[list[Measured], list[str]]:
                 for line in lines
                 if line["metric"] == HEADLINES.get(line["task"]) and line["value"] is not None
             }
-            found.append(Measured(row, values))
-    return found, unknown
+            measured.append(Measured(row, values))
+    return measured, unknown
 
 
 # What tells rows from each other, beside their tasks and what they start from.
@@ -80,13 +80,13 @@ def row_of(workdir: epath.Path) -> str:
 
 @functools.cache
 def _facts_of_rows() -> dict[str, dict[str, Any]]:
-    found = {}
+    by_row = {}
     for row in ROWS.values():
         name = f"configs/unit.py:{row.argument}" if row.argument else "configs/unit.py"
         settings = dataclasses.asdict(config_files.read(name))
         settings["init_from"]["model"] = row.needs
-        found[row.name] = _facts(checkpoints.jsonable(settings))
-    return found
+        by_row[row.name] = _facts(checkpoints.jsonable(settings))
+    return by_row
 
 
 def _facts(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -188,11 +188,11 @@ def check_detections(
     """Detections of every image at its original size."""
     outputs = results.outputs
     best = metrics.best_of_queries(outputs.logits[-1], outputs.boxes[-1], results.attribute_logits)
-    found = metrics.post_process(jax.device_get(best), data[f"{dataset}/post/orig_size"])
+    detections = metrics.post_process(jax.device_get(best), data[f"{dataset}/post/orig_size"])
     for key in data:
         if re.fullmatch(f"{dataset}/post/[0-9]+/.*", key):
             _, _, image, name = key.split("/")
-            ours = found[int(image)].get(name, np.nan)
+            ours = detections[int(image)].get(name, np.nan)
             if name.endswith("labels"):
                 table.equal(f"post/{name}", ours, data[key], f"in image {image}")
             else:
@@ -233,10 +233,10 @@ def check_gradients(
     }
     zero = STRUCTURAL_ZERO[truth.dtype(f"{dataset}/grad_norm")] * total
     zeros = [name for name, (norm, _) in reference.items() if norm < zero]
-    found = {name: norm_and_probe(name, grads[name]) for name in reference}
+    ours_of = {name: norm_and_probe(name, grads[name]) for name in reference}
     if table.dtype == "float32":
         errors = {
-            name: np.abs(found[name] - reference[name]).max() / reference[name][0]
+            name: np.abs(ours_of[name] - reference[name]).max() / reference[name][0]
             for name in reference
             if name not in zeros
         }
@@ -245,13 +245,13 @@ def check_gradients(
         if off:
             sides = exact_sides()
             grads = results.gradients_at(sides)
-            found = {name: norm_and_probe(name, grads[name]) for name in reference}
+            ours_of = {name: norm_and_probe(name, grads[name]) for name in reference}
             differ = sum((a != b).sum() for a, b in zip(results.sides, sides, strict=True))
             table.row("grad_probe").note = (
                 f"({differ} of {sum(map(np.size, sides))} ReLUs put on float64's side; "
                 f"before, {len(off)} tensors were off, by up to {max(off):.1f})"
             )
-    for name, ours in found.items():
+    for name, ours in ours_of.items():
         if name in zeros:
             table.close("grad_zero", ours, reference[name], scale=total)
         else:

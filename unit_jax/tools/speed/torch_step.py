@@ -139,11 +139,11 @@ class Reference:
         weights = torch.where(classes == logits.shape[-1] - 1, own.no_object_weight, 1.0)
         losses = losses.view_as(weights) * weights
         total = own.class_weight * (losses.sum(-1) / weights.sum(-1)).mean(-1).sum()
-        found = boxes[layer, image.expand_as(queries), queries]
+        matched_boxes = boxes[layer, image.expand_as(queries), queries]
         true = wanted[image, number]
         count = mask.sum().clamp(min=1)
-        total = total + own.box_weight * (found - true).abs().sum() / count
-        overlap = generalised_iou(corners(found), corners(true))
+        total = total + own.box_weight * (matched_boxes - true).abs().sum() / count
+        overlap = generalised_iou(corners(matched_boxes), corners(true))
         total = total + own.giou_weight * (1 - overlap).sum() / count
         if spec.num_attributes and "attributes" in batch:
             state = hidden[layer, image.expand_as(queries), queries]

@@ -146,13 +146,13 @@ class Module:
         custom kernels and what overlaps are not in it."""
         total = 0
         for _, instruction, times in self.walk():
-            found = _CYCLES.search(instruction.rest)
-            total += times * int(found.group(1)) if found else 0
+            match = _CYCLES.search(instruction.rest)
+            total += times * int(match.group(1)) if match else 0
         return total
 
     def collectives(self) -> dict[str, dict[str, float]]:
         """By kind: how many run, and the bytes of their results on one chip."""
-        found = collections.defaultdict(lambda: {"count": 0, "bytes": 0.0})
+        kinds = collections.defaultdict(lambda: {"count": 0, "bytes": 0.0})
         seen = set()
         for instruction, times in self._with_fusions():
             kind = instruction.opcode.removesuffix("-start")
@@ -166,9 +166,9 @@ class Module:
             if instruction.opcode in ("all-gather-start", "collective-permute-start"):
                 operands = len(instruction.operands)
                 shapes = shapes[operands : 2 * operands]  # operands, results, signals
-            found[kind]["count"] += times
-            found[kind]["bytes"] += times * sum(shape.bytes for shape in shapes)
-        return dict(found)
+            kinds[kind]["count"] += times
+            kinds[kind]["bytes"] += times * sum(shape.bytes for shape in shapes)
+        return dict(kinds)
 
     def _with_fusions(self) -> Iterator[tuple[Instruction, int]]:
         for _, instruction, times in self.walk():
@@ -281,13 +281,13 @@ class Module:
 
     def arguments(self) -> list[tuple[str, float]]:
         """(name, bytes) of the program's arguments that it reads."""
-        found = []
+        sizes = []
         for instruction in self.computations[self.entry].values():
             if instruction.opcode == "parameter":
                 name = re.search(r'op_name="((?:[^"\\]|\\.)*)"', instruction.rest)
                 size = sum(shape.bytes for shape in instruction.shapes)
-                found.append((name.group(1) if name else instruction.name, size))
-        return found
+                sizes.append((name.group(1) if name else instruction.name, size))
+        return sizes
 
 
 def product_flops(computation: dict[str, Instruction], instruction: Instruction) -> float:

@@ -48,13 +48,13 @@ def slice_devices(topology: str, chip: Chip) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise ValueError(INSTALL)
     try:
-        found = topologies.get_topology_desc(topology, "tpu", **dict(chip.options))
+        description = topologies.get_topology_desc(topology, "tpu", **dict(chip.options))
     except jax.errors.JaxRuntimeError as error:
         told = " ".join(str(error).split())
         raise ValueError(
             f"--topology {topology}: the compiler knows no such slice ({told})"
         ) from None
-    return list(found.devices)
+    return list(description.devices)
 
 
 def largest_bucket(spec: TaskSpec, settings: Settings) -> tuple[int, ...]:

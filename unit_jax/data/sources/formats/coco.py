@@ -111,7 +111,7 @@ def _labelme_files(
     folder: pathlib.Path, problems: base.Problems
 ) -> dict[pathlib.Path, dict[str, Any]]:
     """The files of a folder in LabelMe's own form, one for each image; {} if they are not."""
-    found = {}
+    contents = {}
     for path in files.listing(folder, (".json",)):
         try:
             content = json.loads(files.read_text(path, problems))
@@ -124,8 +124,8 @@ def _labelme_files(
         beside = path.parent.relative_to(folder) / name
         if (folder / beside).is_file() and not files.escapes(name):
             content["imagePath"] = beside.as_posix()
-        found[path] = content
-    return found
+        contents[path] = content
+    return contents
 
 
 def annotation_file(path: pathlib.Path) -> pathlib.Path:
@@ -274,7 +274,7 @@ def _polygons(segmentation: Any) -> list[list[float]] | None:
         return None
     if not any(isinstance(item, list) for item in segmentation):
         segmentation = [segmentation]  # one polygon without its list
-    found = []
+    polygons = []
     for polygon in segmentation:
         if not isinstance(polygon, list):
             return None
@@ -284,8 +284,8 @@ def _polygons(segmentation: Any) -> list[list[float]] | None:
         numbers = all_numbers(flat)
         if numbers is None or polygon_box(numbers) is None:
             return None
-        found.append(numbers)
-    return found
+        polygons.append(numbers)
+    return polygons
 
 
 def _outline_box(segmentation: Any) -> tuple[float, float, float, float] | None:

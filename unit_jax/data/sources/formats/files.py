@@ -62,17 +62,17 @@ def is_image(path: pathlib.Path) -> bool:
 def listing(folder: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
     """Files below a folder with one of the suffixes, in the order of their names; hidden folders
     and links out of the folder are left out."""
-    found = []
+    paths = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
+        paths += [
             pathlib.Path(place, name)
             for name in names
             if name.lower().endswith(tuple(suffixes)) and not name.startswith("._")
         ]
-        if len(found) > _MOST_LISTED:
+        if len(paths) > _MOST_LISTED:
             raise ValueError(f"{folder}: more than {_MOST_LISTED:,} files; name a folder below it")
-    return sorted(found, key=lambda path: path.relative_to(folder).parts)
+    return sorted(paths, key=lambda path: path.relative_to(folder).parts)
 
 
 def is_inside(path: pathlib.Path, folder: pathlib.Path) -> bool:

@@ -113,8 +113,8 @@ def number(value: Any) -> float | None:
 def all_numbers(values: Iterable[Any]) -> list[float] | None:
     """`number` of each value, None where one of them is none."""
     numbers = [number(value) for value in values]
-    found = [value for value in numbers if value is not None]
-    return found if len(found) == len(numbers) else None
+    finite = [value for value in numbers if value is not None]
+    return finite if len(finite) == len(numbers) else None
 
 
 def said_size(width: Any, height: Any) -> tuple[int, int] | None:

@@ -57,17 +57,17 @@ def column_problems(
     options: Mapping[str, Any], rows: Rows, keys: Sequence[str], where: str
 ) -> list[str]:
     """A line for each column that the config names and the file lacks or has twice."""
-    found = []
+    lines = []
     for key in keys:
         name = options.get(key)
         if not name:
             continue
         if name not in rows.columns:
             nearest = own_data.nearest(name, rows.columns)
-            found.append(f"{rows.path}: no column {name!r} ({where}.{key}); {nearest}")
+            lines.append(f"{rows.path}: no column {name!r} ({where}.{key}); {nearest}")
         elif rows.columns.count(name) > 1:
-            found.append(f"{rows.path}: two columns {name!r} ({where}.{key}); rename one")
-    return found
+            lines.append(f"{rows.path}: two columns {name!r} ({where}.{key}); rename one")
+    return lines
 
 
 def _delimited(

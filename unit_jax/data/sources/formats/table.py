@@ -87,11 +87,11 @@ def image_folders(options: Mapping[str, Any], path: pathlib.Path) -> Iterator[pa
 def identity(options: Mapping[str, Any], row: Mapping, position: int, seen: set[str]) -> str:
     """The id of a row: its column's, else its number; repeated ones get the number as well."""
     told = rows.as_text(row.get(options["id"])).strip()[:200] if options.get("id") else ""
-    found = told or str(position)
-    if found in seen:
-        found = f"{found} ({position})"
-    seen.add(found)
-    return found
+    key = told or str(position)
+    if key in seen:
+        key = f"{key} ({position})"
+    seen.add(key)
+    return key
 
 
 def _named(label: str, names: Sequence[str] | None, numbers: bool) -> str:

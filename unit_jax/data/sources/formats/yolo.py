@@ -123,19 +123,19 @@ def _images(path: pathlib.Path, problems: base.Problems) -> tuple[list[pathlib.P
 def _candidates(image: pathlib.Path, root: pathlib.Path) -> list[pathlib.Path]:
     """Where an image's text may lie, by YOLO's rule first: the last `images` becomes `labels`."""
     parts = list(image.with_suffix(".txt").parts)
-    found = []
+    paths = []
     for position in range(len(parts) - 2, 0, -1):
         if parts[position] == "images":
-            found.append(pathlib.Path(*parts[:position], "labels", *parts[position + 1 :]))
+            paths.append(pathlib.Path(*parts[:position], "labels", *parts[position + 1 :]))
             break
     inner = image.relative_to(root).with_suffix(".txt")
-    found += [
+    paths += [
         root / "labels" / inner,
         root.parent / "labels" / root.name / inner,
         root.parent / "labels" / inner,
         image.with_suffix(".txt"),
     ]
-    return found
+    return paths
 
 
 def _label_file(image: pathlib.Path, root: pathlib.Path) -> pathlib.Path | None:
