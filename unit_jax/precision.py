@@ -14,7 +14,9 @@ def divide(x: Float[Array, "..."], divisor: float) -> Float[Array, "..."]:
     return (at_least_float32(x) / divisor).astype(x.dtype)
 
 
-def spread(x: Float[Array, "..."], shape: tuple[int, ...], dtype: jnp.dtype) -> Float[Array, "..."]:
+def broadcast_as(
+    x: Float[Array, "..."], shape: tuple[int, ...], dtype: jnp.dtype
+) -> Float[Array, "..."]:
     """A parameter broadcast to a shape and cast, in this order: its gradient, a sum over examples
     and tokens, is then added up in the parameter's dtype, not in 16 bits."""
     return jnp.broadcast_to(x, shape).astype(dtype)

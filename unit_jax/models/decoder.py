@@ -13,7 +13,7 @@ from unit_jax.models.transformer import (
     torch_default,
     xavier,
 )
-from unit_jax.precision import spread
+from unit_jax.precision import broadcast_as
 from unit_jax.settings import ModelSettings
 
 
@@ -59,7 +59,7 @@ class Decoder(nnx.Module):
     ) -> Float[Array, "layers batch queries width"]:
         """Normed output of every layer; `queries` are the task's embeddings, the target is 0."""
         batch = memory.tokens.shape[0]
-        queries = spread(queries, (batch, *queries.shape), memory.tokens.dtype)
+        queries = broadcast_as(queries, (batch, *queries.shape), memory.tokens.dtype)
         # The target is zeros; a loop over layers must start from an array.
         x = jnp.zeros_like(queries) if self.scan_layers else None
         _, outputs = through_layers(

@@ -17,7 +17,7 @@ from unit_jax.models.lean import from_inputs, relu
 from unit_jax.models.residuals import LAYER, keep
 from unit_jax.models.transformer import recomputed
 from unit_jax.precision import at_least_float32
-from unit_jax.runtime.partitioning import whole
+from unit_jax.runtime.partitioning import replicate
 from unit_jax.settings import BackboneSettings
 
 EXPANSION = 4  # a block's output is this many times wider than its 3x3 convolution
@@ -138,7 +138,7 @@ class Conv(nnx.Module):
     def _convolve(self, x: Array, kernel: Array) -> Array:
         # Gathered before use: what XLA's partitioner made of convolutions whose channels are split
         # over `tensor` had wrong gradients (jax 0.10.2, CPU; tests/training/test_sharding.py).
-        kernel = whole(kernel.astype(x.dtype))
+        kernel = replicate(kernel.astype(x.dtype))
         if kernel.shape[:2] == (1, 1):
             # A matrix product: on CPU, XLA computes its gradient for the kernel several times
             # faster than a convolution's.

@@ -18,7 +18,7 @@ from unit_jax.models.transformer import (
     prepend,
     through_layers,
 )
-from unit_jax.precision import at_least_float32, spread
+from unit_jax.precision import at_least_float32, broadcast_as
 from unit_jax.settings import ModelSettings
 
 EPS = 1e-12  # of BERT's layer norms
@@ -89,7 +89,9 @@ class TextEncoder(nnx.Module):
         positions = self.position_projection(self.position_embedding[:count].astype(self.dtype))
         return Memory(
             self.memory_projection(y[:, :count]),
-            spread(at_least_float32(positions), (y.shape[0], *positions.shape), positions.dtype),
+            broadcast_as(
+                at_least_float32(positions), (y.shape[0], *positions.shape), positions.dtype
+            ),
             token_mask[:, :count],
         )
 

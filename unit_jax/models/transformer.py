@@ -14,7 +14,7 @@ from unit_jax.models.attention import attend, fused_attention
 from unit_jax.models.dropout import dropout, relu_dropout
 from unit_jax.models.lean import from_inputs, gelu
 from unit_jax.models.residuals import LAYER, keep
-from unit_jax.precision import at_least_float32, spread
+from unit_jax.precision import at_least_float32, broadcast_as
 from unit_jax.runtime.partitioning import split_examples
 
 Init = nnx.initializers.Initializer
@@ -73,7 +73,7 @@ def prepend(
     token: Float[Array, "width"], x: Float[Array, "batch tokens width"]
 ) -> Float[Array, "batch 1+tokens width"]:
     """Puts the same token in front of every sequence."""
-    token = spread(token, (x.shape[0], 1, x.shape[2]), x.dtype)
+    token = broadcast_as(token, (x.shape[0], 1, x.shape[2]), x.dtype)
     return jnp.concatenate([token, x], axis=1)
 
 
@@ -143,11 +143,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "... inputs"]) -> Float[Array, "... outputs"]:
         y = product(x, self.kernel[...])
-        return y + spread(self.bias[...], y.shape, y.dtype)
+        return y + broadcast_as(self.bias[...], y.shape, y.dtype)
 
     def of_zeros(self, shape: tuple[int, ...], dtype) -> Float[Array, "... outputs"]:
         """What it gives for zeros, whose product need not be computed, nor kept."""
-        return spread(self.bias[...], shape, dtype)
+        return broadcast_as(self.bias[...], shape, dtype)
 
 
 @from_inputs

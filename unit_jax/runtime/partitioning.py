@@ -247,7 +247,7 @@ def split_examples(x: jax.Array, axis: int = 0) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, _batch_spec(axis))
 
 
-def whole(x: jax.Array) -> jax.Array:
+def replicate(x: jax.Array) -> jax.Array:
     """Under `constrain_activations`: x whole on every device. Elsewhere x as it is."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
