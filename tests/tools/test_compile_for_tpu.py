@@ -99,6 +99,23 @@ def test_bytes_are_those_of_main_memory_and_of_the_parts_that_are_read(program):
     assert program.bytes_moved() == copied + gathered + 6 * turn
 
 
+def test_a_computation_may_name_its_core_behind_its_last_brace():
+    text = PROGRAM.replace("}\n\n%sum", '}, execution_thread="sparsecore"\n\n%sum', 1)
+    assert list(hlo.Module(text).computations) == list(hlo.Module(PROGRAM).computations)
+
+
+def _fails_after_a_row(row):
+    yield row
+    raise RuntimeError("a fault of our own")
+
+
+def test_a_fault_of_our_own_is_not_called_a_crash_of_the_compiler():
+    rows = compile_for_tpu._in_a_process(_fails_after_a_row, {"task": "qnli"})
+    assert next(rows) == {"task": "qnli"}
+    with pytest.raises(RuntimeError, match="of our own"):
+        next(rows)
+
+
 def test_flops_of_convolutions_leave_out_padding():
     text = """\
 ENTRY %main (p0: bf16[2,8,8,16], p1: bf16[3,3,16,32]) -> bf16[2,8,8,32] {

@@ -208,6 +208,8 @@ def _in_a_process(function, *arguments) -> Iterator[dict[str, Any]]:
     there.close()
     try:
         while (row := here.recv()) is not None:
+            if isinstance(row, Exception):
+                raise row
             yield row
     except EOFError:
         yield dict(error=CRASHED)
@@ -217,9 +219,13 @@ def _in_a_process(function, *arguments) -> Iterator[dict[str, Any]]:
 
 
 def _send(pipe, function, *arguments) -> None:
-    for row in function(*arguments):
-        pipe.send(row)
-    pipe.send(None)
+    """Sends the rows, then None, or the exception that ended them: it is no crash."""
+    try:
+        for row in function(*arguments):
+            pipe.send(row)
+        pipe.send(None)
+    except Exception as error:
+        pipe.send(error)
 
 
 def _work(options: argparse.Namespace, settings: Settings) -> list[tuple[str, tuple[int, ...]]]:

@@ -85,7 +85,7 @@ class Module:
                 if head:
                     inside = self.computations.setdefault(head.group(2), {})
                     self.entry = head.group(2) if head.group(1) else self.entry
-            elif line == "}":
+            elif line.startswith("}"):  # what runs on a core of its own says so behind the brace
                 inside = None
             elif _INSTRUCTION.match(line):
                 instruction = _read(line)
