@@ -10,13 +10,13 @@ from typing import Any
 from unit_jax.configs import unit
 
 TASKS = dict(
-    coco=dict(ratio=0.24, num_queries=8),
-    visual_genome=dict(ratio=0.12, num_queries=8),
-    vqa2=dict(ratio=0.14, num_queries=4, max_tokens=14),
-    snli_ve=dict(ratio=0.09, num_queries=4, max_tokens=14),
-    qnli=dict(ratio=0.11, num_queries=4, max_tokens=24),
-    mnli=dict(ratio=0.15, num_queries=4, max_tokens=24),
-    qqp=dict(ratio=0.09, num_queries=4, max_tokens=24),
+    coco=dict(ratio=0.22, num_queries=8),
+    visual_genome=dict(ratio=0.11, num_queries=8),
+    vqa2=dict(ratio=0.16, num_queries=4, max_tokens=14),
+    snli_ve=dict(ratio=0.10, num_queries=4, max_tokens=14),
+    qnli=dict(ratio=0.10, num_queries=4, max_tokens=24),
+    mnli=dict(ratio=0.17, num_queries=4, max_tokens=24),
+    qqp=dict(ratio=0.08, num_queries=4, max_tokens=24),
     sst2=dict(ratio=0.06, num_queries=4, max_tokens=24),
 )
 
@@ -24,7 +24,7 @@ CHANGES = dict(
     tasks=TASKS,
     model=dict(
         backbone=dict(depths=(1, 1, 1, 1), width=16, calibrate=64),
-        image_encoder=dict(width=64, layers=2),
+        image_encoder=dict(width=96, layers=2),
         text_encoder=dict(
             vocab_size=0,  # that of the prepared vocabulary
             width=96,
@@ -35,15 +35,16 @@ CHANGES = dict(
             task_rows=16,
             tied_fresh_keys=True,  # there is no trained BERT to start from
         ),
-        decoder=dict(width=96, layers=3),
+        decoder=dict(width=128, layers=3),
         heads=4,
-        mlp_width=256,
+        mlp_width=384,
         dropout=0.0,
         attention_dropout=0.0,
     ),
+    loss=dict(class_weight=4.0),  # boxes are learned early, shapes are not
     optimizer=dict(
-        learning_rate=2.5e-4,
-        backbone_learning_rate=1e-3,
+        learning_rate=3e-4,
+        backbone_learning_rate=5e-4,
         warmup_steps=500,
         frozen=(),  # nothing is trained yet that would be worth keeping
     ),
@@ -65,10 +66,10 @@ CHANGES = dict(
         prefetch=4,
     ),
     train=dict(
-        steps=11_000,
+        steps=9000,
         batch_size=32,
         eval_batch_size=50,
-        eval_every=5500,
+        eval_every=4500,
         checkpoint_every=500,
         log_every=50,
         max_to_keep=2,

@@ -105,9 +105,11 @@ MNLI_FRAMES = {
     "caption": ("{}", "{} here"),
     "note": ("see, {}", "so {}"),
 }
+# Genres that training does not show. Their words it does, elsewhere: a BERT that starts from
+# nothing could not know others.
 MNLI_MISMATCHED_FRAMES = {
-    "report": ("we see that {}", "we see {}"),
-    "story": ("look, {}", "look here, {}"),
+    "report": ("we see {}", "here we see {}"),
+    "story": ("see here, {}", "so here, {}"),
 }
 _CLAIMS = ("{}", "so {}", "{} here")
 
@@ -227,7 +229,7 @@ _VERDICTS = {
     ),
 }
 _ADVERBS = ("", "very ", "really ", "quite ", "so ")
-NEGATED_VERDICTS = 0.4
+NEGATED_VERDICTS = 0.3
 
 
 def _verdict(chooser: Chooser, label: str) -> str:
