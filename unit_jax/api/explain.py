@@ -57,7 +57,7 @@ class Explanation:
     def __repr__(self) -> str:
         lines = [repr(self.result)]
         if self.image_attention is not None and self.word_attention is not None:
-            share = self.image_attention[-1].sum((1, 2)).mean()
+            share = self.looked().sum((1, 2)).mean()
             lines.append(f"  attention: {share:.0%} to the picture, {1 - share:.0%} to the text")
         if self.word_effects is not None:
             order = np.argsort(-np.abs(self.word_effects))[:5]
@@ -79,8 +79,20 @@ class Explanation:
         rows, columns = self.encoder_attention.shape[1:3]
         return self.encoder_attention[layer, int(y / height * rows), int(x / width * columns)]
 
-    def draw(self, layer: int = -1, most: int = 4, width: int = 0) -> Image.Image:
-        """The answer, what each query (`most` of them) looks at, and the words."""
+    def looked(self, layer: int | None = None) -> Float[np.ndarray, "queries rows columns"]:
+        """Attention over the picture in one decoder layer, or the mean of all: a layer may read the
+        text alone once an earlier one has read the picture.
+
+        Raises:
+          ValueError: there is no picture.
+        """
+        if self.image_attention is None:
+            raise ValueError(f"{self.result.task} has no picture")
+        return self.image_attention.mean(0) if layer is None else self.image_attention[layer]
+
+    def draw(self, layer: int | None = None, most: int = 4, width: int = 0) -> Image.Image:
+        """The answer, what each query (`most` of them) looked at, and the words; `layer` is one of
+        the decoder's, None the mean of all."""
         parts = self._looks(layer, most, width)
         wide = parts[0].width if parts else width or drawing.LEAST_WIDTH
         if isinstance(self.result, Answers):
@@ -92,19 +104,21 @@ class Explanation:
             parts.append(drawing.words(self.words, list(map(float, self.word_effects)), wide))
         return drawing.stacked(parts or [self.result.draw(width)])
 
-    def _looks(self, layer: int, most: int, width: int) -> list[Image.Image]:
+    def _looks(self, layer: int | None, most: int, width: int) -> list[Image.Image]:
         """A row per query: the picture (with the query's box), and where the query looked."""
         pixels = self.result.picture()
         if pixels is None or self.image_attention is None:
             return []
-        told = f"where it looked, decoder layer {layer % len(self.image_attention) + 1}"
+        told = "where it looked"
+        if layer is not None:
+            told += f", decoder layer {layer % len(self.image_attention) + 1}"
         rows = []
         for number, query in list(enumerate(self.queries))[:most]:
             shown = drawing.enlarged(pixels, width)
             if isinstance(self.result, Detections):
                 found = tuple(one for one in self.result if one.query == query)
                 shown = dataclasses.replace(self.result, detections=found).draw(width)
-            heated = drawing.heat(pixels, self.image_attention[layer, number], width)
+            heated = drawing.heat(pixels, self.looked(layer)[number], width)
             rows.append(drawing.beside([shown, drawing.caption(told, heated.width, heated)]))
         return rows
 

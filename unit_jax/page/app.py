@@ -235,7 +235,7 @@ def _explain(model: Model, asked: dict[str, Any]) -> dict[str, Any]:
             query = int(asked.get("query") or told.queries[0])
             if query not in told.queries:
                 raise ValueError(f"there is no query {query}")
-            weights = told.image_attention[-1, told.queries.index(query)]
+            weights = told.looked()[told.queries.index(query)]
         said["attention"] = [[round(float(x), 5) for x in row] for row in weights]
     if told.word_effects is not None:
         effects = zip(told.words, told.word_effects, strict=True)
