@@ -64,7 +64,7 @@ def test_from_upload_to_boxes_and_answers(page, address, tmp_path):
     page.wait_for_selector("#clear:visible")
 
     page.get_by_role("tab", name="vqa2").click()
-    page.locator("#text").fill("what color is the small star?")
+    page.locator("#text").fill("what shape is purple?")
     page.get_by_role("button", name="Ask").click()
     page.wait_for_selector("#words button")
     assert page.locator("#answers .answer").count() > 2
