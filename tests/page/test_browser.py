@@ -69,10 +69,10 @@ def test_from_upload_to_boxes_and_answers(page, address, tmp_path):
     page.wait_for_selector("#words button")
     assert page.locator("#answers .answer").count() > 2
     before = page.locator("#answers").inner_text()
-    page.get_by_role("button", name="color", exact=True).click()  # without that word
+    page.get_by_role("button", name="shape", exact=True).click()  # without that word
     page.wait_for_function("before => document.querySelector('#answers').innerText != before",
                            arg=before)  # fmt: skip
-    page.get_by_role("button", name="color", exact=True).click()
+    page.get_by_role("button", name="shape", exact=True).click()
     page.wait_for_function("before => document.querySelector('#answers').innerText == before",
                            arg=before)  # fmt: skip
     page.wait_for_selector("#ask:enabled")
