@@ -112,13 +112,13 @@ class Explanation:
         told = "where it looked"
         if layer is not None:
             told += f", decoder layer {layer % len(self.image_attention) + 1}"
-        rows = []
+        looked, rows = self.looked(layer), []
         for number, query in list(enumerate(self.queries))[:most]:
             shown = drawing.enlarged(pixels, width)
             if isinstance(self.result, Detections):
                 found = tuple(one for one in self.result if one.query == query)
                 shown = dataclasses.replace(self.result, detections=found).draw(width)
-            heated = drawing.heat(pixels, self.looked(layer)[number], width)
+            heated = drawing.heat(pixels, looked[number], width)
             rows.append(drawing.beside([shown, drawing.caption(told, heated.width, heated)]))
         return rows
 

@@ -133,14 +133,14 @@ def _metadata(model: ModelSettings, tasks: Mapping[str, TaskSpec], data: Any) ->
     return checkpoints.jsonable({"settings": settings, "converted_from": "mmf"})
 
 
-def _check(weights: Weights, expected: Mapping[str, Any]) -> None:
+def _check(loaded: Weights, expected: Mapping[str, Any]) -> None:
     """Raises ValueError unless the weights are those of the model that their metadata tell."""
-    problems = [f"missing: {name}" for name in sorted(set(expected) - set(weights.arrays))]
+    problems = [f"missing: {name}" for name in sorted(set(expected) - set(loaded.arrays))]
     problems += [
-        f"{name}: shape {weights.arrays[name].shape}, the model has {tuple(leaf.shape)}"
+        f"{name}: shape {loaded.arrays[name].shape}, the model has {tuple(leaf.shape)}"
         for name, leaf in expected.items()
-        if name in weights.arrays and weights.arrays[name].shape != tuple(leaf.shape)
+        if name in loaded.arrays and loaded.arrays[name].shape != tuple(leaf.shape)
     ]
     if problems:
         shown = "\n  ".join(problems[:20]) + "\n  ..." * (len(problems) > 20)
-        raise ValueError(f"{weights.source} does not fit the model it describes:\n  {shown}")
+        raise ValueError(f"{loaded.source} does not fit the model it describes:\n  {shown}")

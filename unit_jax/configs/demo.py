@@ -1,8 +1,8 @@
 """The embedded demo: the paper's architecture and code path, small enough for two CPU cores.
 
 Differs from configs/unit.py in sizes, rates, ratios, image shapes, in `backbone.calibrate`, in
-`text_encoder.tied_fresh_keys` and in that no layer is frozen. Its variants are those of
-configs/unit.py.
+`text_encoder.tied_fresh_keys`, in `loss.class_weight` and in that no layer is frozen. Its variants
+are those of configs/unit.py.
 """
 
 from typing import Any

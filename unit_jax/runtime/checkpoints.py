@@ -71,8 +71,9 @@ class Checkpoints:
         policies: list[preservation_policy.PreservationPolicy] = [
             preservation_policy.LatestN(max(max_to_keep, 2))
         ]
-        rank = functools.partial(checkpoint_folder.rank, name=best_metric) if best_metric else None
-        if rank is not None:
+        rank = None
+        if best_metric:
+            rank = functools.partial(checkpoint_folder.rank, name=best_metric)
             policies.append(
                 preservation_policy.BestN(
                     get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False
