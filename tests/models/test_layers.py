@@ -30,6 +30,28 @@ def array(*shape, seed=0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 9, 2), (1, 1, 1, 1)])
+def test_max_pool_and_its_gradient(shape):
+    """Many values are equal, as after a ReLU: the first of a window gets all of its gradient."""
+    x = np.maximum(np.round(2 * array(*shape)), 0)
+    batch, height, width, channels = shape
+    h, w = -(-height // 2), -(-width // 2)
+    cotangent = np.random.default_rng(1).integers(1, 99, (batch, h, w, channels)).astype(np.float32)
+    expected, gradient = np.zeros_like(cotangent), np.zeros_like(x)
+    for b, i, j, c in np.ndindex(expected.shape):
+        window = [
+            (y, z)
+            for y in range(max(2 * i - 1, 0), min(2 * i + 2, height))
+            for z in range(max(2 * j - 1, 0), min(2 * j + 2, width))
+        ]
+        y, z = max(window, key=lambda place: x[b, place[0], place[1], c])
+        expected[b, i, j, c] = x[b, y, z, c]
+        gradient[b, y, z, c] += cotangent[b, i, j, c]
+    pooled, pull_back = jax.vjp(resnet.max_pool, jnp.asarray(x))
+    np.testing.assert_array_equal(pooled, expected)
+    np.testing.assert_array_equal(pull_back(jnp.asarray(cotangent))[0], gradient)
+
+
 def test_positions_count_real_places():
     mask = np.zeros((2, 3, 4), bool)
     mask[0] = True
