@@ -80,7 +80,7 @@ def max_pool(
     """The largest of 3x3 at a stride of 2; h = ceil(height / 2), and the border counts as -inf.
 
     The first of several equal ones gets the gradient, as in PyTorch. XLA's own derivative takes
-    four times as long on CPUs. (Where the stem is frozen, as by default, there is none.)
+    three times as long on CPUs. (Where the stem is frozen, as by default, there is none.)
     """
     return jax.lax.reduce_window(
         x,
