@@ -1,5 +1,6 @@
 """Reading optimised HLO, and the tool that compiles for a TPU that is not there."""
 
+import argparse
 import importlib.util
 import json
 
@@ -185,6 +186,32 @@ def test_without_the_compiler_one_line_says_how_to_install_it(monkeypatch, capsy
 def test_a_chip_that_is_not_in_the_table():
     with pytest.raises(ValueError, match="--topology v9:2x2: write CHIP:SHAPE"):
         chips.chip_of("v9:2x2")
+
+
+@pytest.mark.parametrize(
+    ("estimated", "fitting", "tried"),
+    [(3, 5, [3, 4, 5, 6]), (7, 5, [7, 6, 5]), (5, 5, [5, 6]), (2, 0, [2, 1])],
+)
+def test_search_ends_where_the_next_does_not_fit(monkeypatch, estimated, fitting, tried):
+    compiled = []
+
+    def compile_all(options, settings, show=False):
+        compiled.append(options.images_per_chip)
+        fits = options.images_per_chip <= fitting
+        return [
+            dict(program="forward", fits=True),
+            dict(program="backward", fits=fits),
+            dict(program="predict", fits=False),  # predictions choose their own batch
+        ]
+
+    monkeypatch.setattr(compile_for_tpu, "slice_size", lambda options: 8)
+    monkeypatch.setattr(compile_for_tpu, "read_settings", lambda options, devices: None)
+    monkeypatch.setattr(compile_for_tpu, "compile_all", compile_all)
+    limit = dict(coco=dict(most=estimated, holds="forward", each=1.0))
+    found = compile_for_tpu.search(argparse.Namespace(tasks="coco,qnli", programs=""), limit)
+    assert compiled == tried
+    expected = dict(most=fitting, holds="backward", each=1.0, compiled=True)
+    assert found == {"coco": expected}
 
 
 @pytest.mark.slow
