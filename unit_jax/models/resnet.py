@@ -73,6 +73,9 @@ def _relu_inside_backward(y, cotangent):
 _relu_inside.defvjp(_relu_inside_forward, _relu_inside_backward)
 
 
+_POOL_BORDER = ((0, 0), (1, 1), (1, 1), (0, 0))
+
+
 @jax.custom_vjp
 def max_pool(
     x: Float[Array, "batch height width channels"],
@@ -88,7 +91,7 @@ def max_pool(
         jax.lax.max,
         window_dimensions=(1, 3, 3, 1),
         window_strides=(1, 2, 2, 1),
-        padding=((0, 0), (1, 1), (1, 1), (0, 0)),
+        padding=_POOL_BORDER,
     )
 
 
@@ -99,8 +102,7 @@ def _max_pool_forward(x):
 
 def _max_pool_backward(kept, cotangent):
     x, y = kept
-    border = ((0, 0), (1, 1), (1, 1), (0, 0))
-    padded = jnp.pad(x, border, constant_values=-jnp.inf)
+    padded = jnp.pad(x, _POOL_BORDER, constant_values=-jnp.inf)
     gradient = jnp.zeros_like(padded)
     open_windows = jnp.ones(y.shape, bool)
     for row in range(3):
