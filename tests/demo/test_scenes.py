@@ -1,6 +1,7 @@
 """The demo world's pictures: outlines, masks, boxes, and where things may lie."""
 
 import dataclasses
+from collections import Counter
 
 import matplotlib.path
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 
 from unit_jax.demo import world
 from unit_jax.demo.scenes import (
+    COLOR_SHARES,
+    HELD_OUT,
     MAX_COVER,
     SHAPES,
     Chooser,
     Thing,
     draw_scene,
     outline,
+    pair_shares,
     render,
     thing_mask,
 )
@@ -85,6 +89,23 @@ def test_scenes_stay_in_the_picture_and_hardly_overlap():
                 assert covered <= MAX_COVER * min(thing.side, other.side) ** 2
     assert len(sizes) > 100
     assert {width > height for width, height in sizes} == {True, False}
+
+
+@pytest.mark.parametrize("unseen_share", [0.0, 0.1])
+def test_colours_and_shapes_are_as_frequent_as_told(unseen_share):
+    shares = pair_shares(unseen_share)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert sum(shares[pair] for pair in HELD_OUT) == pytest.approx(unseen_share)
+    shown = Counter(
+        (thing.color, thing.shape)
+        for number in range(3000)
+        for thing in draw_scene(Chooser(f"shares {number}", unseen_share)).things
+    )
+    for pair, share in shares.items():
+        # Four standard deviations; of several things the last may find no place.
+        spread = 4 * (share * (1 - share) / shown.total()) ** 0.5
+        assert shown[pair] / shown.total() == pytest.approx(share, abs=spread), pair
+    assert max(COLOR_SHARES.values()) > 5 * min(COLOR_SHARES.values())
 
 
 def test_the_curtain_is_grey_cloth_over_the_background():

@@ -131,6 +131,23 @@ def test_the_same_hypothesis_has_every_label_in_some_scene():
     assert labels == {"entailment", "neutral", "contradiction"}
 
 
+@pytest.mark.parametrize(
+    "named", ["red thing", "black thing", "circle", "ring", "red circle", "green star"]
+)
+def test_pictures_show_what_is_named_as_often_as_it_is_said(named):
+    """Else a text that is said of half the pictures that show it would tell something by itself."""
+    words = named.split()
+    color = next((word for word in words if word in COLORS), None)
+    something = demo_text.Named(color, next((word for word in words if word in SHAPES), None))
+    assert str(something) == f"a {named}"
+    choosers = [Chooser(f"shown {number}", 0.1) for number in range(3000)]
+    shown = np.mean([visible(draw_scene(chooser), named) for chooser in choosers])
+    expected = something.probability(choosers[0])
+    spread = 4 * (expected * (1 - expected) / len(choosers)) ** 0.5
+    # A little less: of several things the last may find no place.
+    assert expected - spread - 0.02 < shown < expected + spread
+
+
 def facts(text: str) -> dict[tuple[str, str], str]:
     """What a sentence of the demo says: (shape, property) -> value."""
     stated = {}
@@ -210,7 +227,8 @@ def test_training_never_shows_or_mentions_held_out_pairs(texts):
         if name.endswith("train"):
             assert mentioned == 0, name
         else:
-            assert mentioned > 0.01, name
+            # Of rare things there are few questions.
+            assert mentioned > (0.005 if name.startswith("vqa2") else 0.01), name
 
 
 @pytest.mark.parametrize("task", pairs.LABELS)
@@ -313,4 +331,4 @@ def test_majority_of_the_vqa_answers_is_neither_yes_nor_no_by_far(texts):
     counts = Counter(label for _, _, label in texts["vqa2 train"])
     assert 0.8 < counts["yes"] / counts["no"] < 1.25
     colors = [counts[color] for color in COLORS]
-    assert max(colors) < 1.3 * min(colors)
+    assert max(colors) < 1.5 * min(colors)

@@ -102,8 +102,8 @@ def _request(chooser: Chooser, question: str) -> str:
 
 
 MNLI_FRAMES = {
-    "caption": ("{}", "{} here"),
-    "note": ("see, {}", "so {}"),
+    "caption": ("{}", "{} here", "now here, {}"),
+    "note": ("see, {}", "so {}", "so now, {}"),
 }
 # Genres that training does not show. Their words it does, elsewhere: a BERT that starts from
 # nothing could not know others.

@@ -6,7 +6,7 @@ Labels follow from the scene, and wordings are drawn regardless of labels.
 import dataclasses
 from collections.abc import Callable, Mapping
 
-from unit_jax.demo.scenes import SHAPES, Chooser, Scene, Thing
+from unit_jax.demo.scenes import COLORS, NUM_THINGS, SHAPES, Chooser, Scene, Thing
 
 # What else an annotator may say instead of the answer.
 SYNONYMS: Mapping[str, str] = {
@@ -61,11 +61,42 @@ def _unique(scene: Scene, attribute: str) -> list[Thing]:
     return [thing for thing in scene.things if values.count(getattr(thing, attribute)) == 1]
 
 
+def _drawn_once(scene: Scene, what: str, probability: float) -> bool:
+    """A random choice that is the same whenever it is asked for again about this picture."""
+    return Chooser(f"{scene.seed}/{what}").chance(probability)
+
+
+def _evened(chooser: Chooser, scene: Scene, thing: Thing, name: str) -> bool:
+    """Whether to ask for the color or shape ("name") of `thing`, such that every answer to the
+    question is as frequent as its rarest."""
+    other = {"color": "shape", "shape": "color"}[name]
+    known = getattr(thing, other)
+    alike = [share for pair, share in chooser.shares.items() if known in pair and share]
+    share = min(alike) / chooser.shares[thing.color, thing.shape]
+    return _drawn_once(scene, f"{name} of the {known}", share)
+
+
+def _balanced(scene: Scene, what: str, shown: bool, probability: float, share: float = 0.5) -> bool:
+    """Whether to say of this picture what was drawn regardless of it, such that a share `share`
+    of the pictures that it is said of shows it: then the text alone tells nothing.
+
+    Args:
+      shown: whether this picture shows it.
+      probability: that a picture does.
+    """
+    if not 0 < probability < 1:
+        return False
+    odds = probability * (1 - share) / ((1 - probability) * share)
+    return _drawn_once(scene, what, min(1.0, 1 / odds if shown else odds))
+
+
 def _ask_property(chooser: Chooser, scene: Scene, name: str) -> Question | None:
     things = _unique(scene, "shape")
     if not things:
         return None
     thing = chooser.choice(things)
+    if name == "color" and not _evened(chooser, scene, thing, "color"):
+        return None
     text = chooser.choice(QUESTIONS[name]).format(shape=thing.shape)
     answer = {"color": thing.color, "size": thing.size, "pattern": thing.texture}[name]
     return Question(text, answer, " ".join(text.split()[:2]), "other")
@@ -76,17 +107,19 @@ def _ask_shape(chooser: Chooser, scene: Scene) -> Question | None:
     if not things:
         return None
     thing = chooser.choice(things)
+    if not _evened(chooser, scene, thing, "shape"):
+        return None
     text = chooser.choice(("what shape is {color}", "what is the {color} thing"))
     return Question(text.format(color=thing.color), thing.shape, "what", "other")
 
 
 def _ask_whether_there(chooser: Chooser, scene: Scene) -> Question | None:
-    answer = chooser.choice(("yes", "no"))
-    thing = describe(chooser, scene, present=answer == "yes")
-    if thing is None:
+    named = name_something(chooser)
+    shown = named.is_shown(scene)
+    if not _balanced(scene, str(named), shown, named.probability(chooser)):
         return None
-    text = chooser.choice(("is there {}", "can you see {}")).format(thing)
-    return Question(text, answer, " ".join(text.split()[:2]), "yes/no")
+    text = chooser.choice(("is there {}", "can you see {}")).format(named)
+    return Question(text, "yes" if shown else "no", " ".join(text.split()[:2]), "yes/no")
 
 
 def _ask_whether_color(chooser: Chooser, scene: Scene) -> Question | None:
@@ -94,9 +127,13 @@ def _ask_whether_color(chooser: Chooser, scene: Scene) -> Question | None:
     if not things:
         return None
     thing = chooser.choice(things)
-    answer = chooser.choice(("yes", "no"))
-    color = thing.color if answer == "yes" else chooser.color(thing.shape, exclude=[thing.color])
-    return Question(f"is the {thing.shape} {color}", answer, "is the", "yes/no")
+    shares = {color: chooser.shares[color, thing.shape] for color in COLORS}
+    color = chooser.choices(tuple(shares), tuple(shares.values()))[0]
+    shown = color == thing.color
+    text = f"is the {thing.shape} {color}"
+    if not _balanced(scene, text, shown, shares[color] / sum(shares.values())):
+        return None
+    return Question(text, "yes" if shown else "no", "is the", "yes/no")
 
 
 def _ask_number(chooser: Chooser, scene: Scene) -> Question | None:
@@ -116,22 +153,23 @@ _ASK: Mapping[str, Callable[[Chooser, Scene], Question | None]] = {
     "is color": _ask_whether_color,
     "number": _ask_number,
 }
-# How often each kind is asked; no answer reaches a quarter of the questions.
+# How often each kind is tried; those that are evened or balanced are often given up. Of what is
+# asked, no answer reaches a quarter.
 QUESTION_SHARES: Mapping[str, float] = {
-    "color": 0.38,
-    "shape": 0.16,
-    "there": 0.26,
-    "is color": 0.10,
-    "number": 0.04,
-    "size": 0.03,
-    "pattern": 0.03,
+    "color": 0.6,
+    "shape": 0.4,
+    "there": 0.15,
+    "is color": 0.03,
+    "number": 0.004,
+    "size": 0.004,
+    "pattern": 0.004,
 }
 
 
 def ask(chooser: Chooser, scene: Scene, number: int) -> list[Question]:
     """Up to `number` different questions that the scene answers without doubt."""
     questions: dict[str, Question] = {}
-    for _ in range(4 * number):
+    for _ in range(12 * number):
         kind = chooser.choices(tuple(QUESTION_SHARES), tuple(QUESTION_SHARES.values()))[0]
         question = _ASK[kind](chooser, scene)
         if question is not None and len(questions) < number:
@@ -151,37 +189,36 @@ def annotate(chooser: Chooser, answer: str) -> list[str]:
 # ---- what a scene shows, and what it does not ---------------------------------------------------
 
 
-def describe(chooser: Chooser, scene: Scene, *, present: bool) -> str | None:
-    """Names something visible or absent: "a red star", "a star" or "a red thing".
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """Something that a picture may show: "a red star", "a red thing" or "a star"."""
 
-    An absent one shares a word with a visible thing as often as chance has it, or more: then the
-    picture shows a star and something red, but no red star.
+    color: str | None
+    shape: str | None
+
+    def __str__(self) -> str:
+        return " ".join(("a", *([self.color] if self.color else []), self.shape or "thing"))
+
+    def fits(self, color: str, shape: str) -> bool:
+        return self.color in (None, color) and self.shape in (None, shape)
+
+    def is_shown(self, scene: Scene) -> bool:
+        return any(self.fits(thing.color, thing.shape) for thing in scene.things)
+
+    def probability(self, chooser: Chooser) -> float:
+        """That a picture shows it, whose things are as likely as `chooser.shares` says."""
+        share = sum(share for pair, share in chooser.shares.items() if self.fits(*pair))
+        return 1 - sum((1 - share) ** number for number in NUM_THINGS) / len(NUM_THINGS)
+
+
+def name_something(chooser: Chooser) -> Named:
+    """Draws what to name, regardless of any picture.
+
+    Pairs come up more often as fewer of them are kept, see `_balanced`.
     """
-    visible = [(thing.color, thing.shape) for thing in scene.things]
-    slots = chooser.choice(("color and shape", "color and shape", "color", "shape"))
-    for _ in range(20):
-        if present:
-            color, shape = chooser.choice(visible)
-        elif chooser.chance(0.4):
-            color, shape = chooser.choice(visible)
-            if chooser.chance(0.5):
-                color = chooser.color(shape, exclude=[color])
-            else:
-                shape = chooser.shape(color, exclude=[shape])
-        else:
-            color, shape = chooser.pair()
-        there = {
-            "color and shape": (color, shape) in visible,
-            "color": any(color == c for c, _ in visible),
-            "shape": any(shape == s for _, s in visible),
-        }[slots]
-        if there == present:
-            return {
-                "color and shape": f"a {color} {shape}",
-                "color": f"a {color} thing",
-                "shape": f"a {shape}",
-            }[slots]
-    return None
+    color, shape = chooser.pair()
+    slots = chooser.choices(("both", "color", "shape"), (6, 1, 1))[0]
+    return Named(None if slots == "shape" else color, None if slots == "color" else shape)
 
 
 def caption(scene: Scene) -> str:
@@ -212,22 +249,18 @@ def hypotheses(chooser: Chooser, scene: Scene, number: int) -> list[tuple[str, s
     the thing may be behind it. All three labels come from the same sentences.
     """
     pairs: dict[str, str] = {}
-    turn = 0
-    for _ in range(20 * number):
+    for _ in range(40 * number):
         if len(pairs) == number:
             break
-        present = turn % 3 == 0
+        named = name_something(chooser)
+        present = named.is_shown(scene)
+        if not _balanced(scene, str(named), present, named.probability(chooser), 1 / 3):
+            continue
         negated = chooser.chance(NEGATED_SHARE)
-        thing = describe(chooser, scene, present=present)
-        if thing is None:
-            continue
-        text = sentence(chooser.choice(_NEGATIVE if negated else _POSITIVE).format(thing))
-        if text in pairs:
-            continue
+        text = sentence(chooser.choice(_NEGATIVE if negated else _POSITIVE).format(named))
         if scene.curtain and not present:
             label = "neutral"
         else:
             label = "entailment" if present != negated else "contradiction"
         pairs[text] = label
-        turn += 1
     return list(pairs.items())
