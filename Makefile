@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: docs screenshot demo demo-fresh demo-weights test check-types test-slow chaos mutants coverage parity parity-files \
+.PHONY: docs screenshot demo demo-fresh demo-weights demo-backbone test check-types test-slow chaos mutants coverage parity parity-files \
 	lint lock clean
 
 demo: $(VENV)/.installed
@@ -16,6 +16,14 @@ demo: $(VENV)/.installed
 # The weights that come with the package, from a finished `make demo`.
 demo-weights: $(VENV)/.installed
 	$(BIN)/python -m unit_jax.cli demo-weights --workdir $(DEMO) --data_dir $(DEMO)/data
+
+# The ResNet that the demo starts from, trained on other pictures.
+demo-backbone: $(VENV)/.installed
+	$(BIN)/python tools/make_demo_data.py --output $(DEMO)-backbone/source --seed 1 --scale 2
+	$(BIN)/python tools/prepare_data.py --source $(DEMO)-backbone/source --data_dir $(DEMO)-backbone/data
+	$(BIN)/python -m unit_jax.main --config=configs/demo_backbone.py:colors --workdir=$(DEMO)-backbone/colors
+	$(BIN)/python -m unit_jax.main --config=configs/demo_backbone.py:shapes --workdir=$(DEMO)-backbone/shapes
+	$(BIN)/python -m unit_jax.cli demo-weights --backbone --workdir $(DEMO)-backbone/shapes
 
 # The pictures of the page in README and docs, made by the browser test; needs a Chromium.
 screenshot: $(VENV)/.installed

@@ -7,12 +7,14 @@ import pytest
 from etils import epath
 from PIL import Image
 
+import unit_jax
 from tests import tiny
 from tests.tools.test_convert_checkpoint import convert
 from unit_jax import run as run_lib
 from unit_jax import settings as settings_lib
 from unit_jax.evaluation import closing, submissions
 from unit_jax.runtime import checkpoint_folder
+from unit_jax.tools import make_demo_weights
 from unit_jax.training import loop
 
 
@@ -210,6 +212,32 @@ def test_bad_input_is_one_error_before_training(data_dir, finished, tmp_path):
     metadata["data"]["vocabulary"] = "0" * 64
     with pytest.raises(ValueError, match="made with another vocabulary"):
         run.check_metadata(metadata, "checkpoint 6")
+
+
+def test_a_finished_run_becomes_the_weights_of_the_package(data_dir, finished, tmp_path, capsys):
+    workdir, output = str(finished[0]), tmp_path / "weights"
+    arguments = ["--workdir", workdir, "--output", str(output)]
+    assert make_demo_weights.main([*arguments, "--data_dir", str(data_dir)]) == 0
+    assert make_demo_weights.main([*arguments, "--backbone"]) == 0
+    assert "demo.safetensors" in capsys.readouterr().out
+    made, trained = unit_jax.load(output / "demo.safetensors"), unit_jax.load(workdir)
+    picture = np.asarray(Image.open(next((tmp_path / "pictures").iterdir())))
+    answers = [m.answer(picture, "what shape is red?", top=3).answers for m in (made, trained)]
+    scores = [[answer.score for answer in found] for found in answers]
+    np.testing.assert_allclose(*scores, atol=2e-3)  # 16 bits
+    card = (output / "README.md").read_text()
+    assert "demo && make demo-weights" in card and "trained from random weights" in card
+
+    config = tiny.values(data_dir)
+    config["init_from"]["backbone"] = str(output / "demo-backbone.safetensors")
+    started = run_lib.open_run(config, needs_initial_weights=True).initial_model()
+    original = run_lib.open_run(tiny.values(data_dir)).restored_model(epath.Path(workdir))
+    for name, array in started.params.items():
+        same = np.allclose(array, original.params[name], atol=1e-3)
+        assert same or not name.startswith("backbone."), name
+
+    assert make_demo_weights.main(["--workdir", str(tmp_path), "--backbone"]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
 
 
 def test_a_checkpoint_from_mmf_evaluates_predicts_and_trains(data_dir, finished, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """DETR backbones and BERT encoders by their own names, and the weights a run starts from."""
 
 import dataclasses
+import json
 from unittest import mock
 
 import huggingface_hub
@@ -9,6 +10,7 @@ import pytest
 from flax import nnx
 from huggingface_hub import errors
 
+from configs import demo
 from configs import unit as config
 from unit_jax import outputs
 from unit_jax import settings as settings_lib
@@ -247,6 +249,43 @@ def test_starts_from_detr_and_bert(tmp_path):
     assert before["backbone.conv1.kernel"] is not after["backbone.conv1.kernel"]
 
 
+def test_the_resnet_may_be_that_of_a_checkpoint_of_ours(tmp_path):
+    """All of a model, or the ResNet alone as it comes with the package."""
+    settings = small_settings()
+    ours, before = fresh(settings, seed=3), fresh(settings)
+    told = {"settings": {"model": {"backbone": {"bn_eps": settings.model.backbone.bn_eps}}}}
+    resnet = {name: array for name, array in ours.items() if name.startswith("backbone.")}
+    for name, arrays in (("whole", ours), ("resnet", resnet)):
+        path = tmp_path / f"{name}.safetensors"
+        torch_files.save_safetensors(path, arrays, {"unit_jax": json.dumps(told)})
+        starting = small_settings(backbone=str(path))
+        after, (report,) = init_from.start_from(before, starting)
+        assert_same(after, {**before, **resnet})
+        assert f"backbone from {path}: {len(resnet)} arrays loaded" in str(report)
+        assert ("left aside in it: " in str(report)) == (name == "whole")
+        with pytest.raises(ValueError, match=rf"{name}\.safetensors: its batch norms have epsilon"):
+            init_from.backbone_from_detector(before, path, bn_eps=0.0)
+    del resnet["backbone.conv1.kernel"]
+    path = tmp_path / "part.safetensors"
+    torch_files.save_safetensors(path, resnet, {"unit_jax": json.dumps(told)})
+    with pytest.raises(ValueError, match=r"part\.safetensors does.*\n.*backbone\.conv1\.kernel"):
+        init_from.backbone_from_detector(before, path)
+
+
+def test_the_demo_starts_from_the_resnet_that_comes_with_the_package():
+    values = demo.values("coco")
+    values["model"]["text_encoder"]["vocab_size"] = VOCABULARY
+    settings = settings_lib.from_config(values)
+    before = fresh(settings)
+    after, (report,) = init_from.start_from(before, settings)
+    filled = {name for name in before if name.startswith("backbone.")}
+    assert set(report.loaded) == filled and not report.ignored
+    frozen = settings.optimizer.frozen
+    assert all(name.startswith(tuple(f"{prefix}." for prefix in frozen)) for name in filled)
+    # Trained: the statistics of its batch norms are not those of fresh ones.
+    assert all(np.std(after[name]) > 1e-3 for name in filled if name.endswith(".var"))
+
+
 def test_a_bert_without_pooler_leaves_it_fresh(tmp_path):
     state = {name: array for name, array in bert_state().items() if "pooler" not in name}
     torch_files.save_safetensors(tmp_path / "model.safetensors", state)
@@ -341,4 +380,4 @@ def test_a_unit_of_another_shape_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no parameter of it fits by name"):
         from_checkpoint(settings, tmp_path / "bert.pth")
     with pytest.raises(ValueError, match=r"bert\.pth: not a DETR checkpoint"):
-        init_from.backbone_from_detr(fresh(settings), tmp_path / "bert.pth")
+        init_from.backbone_from_detector(fresh(settings), tmp_path / "bert.pth")

@@ -282,7 +282,7 @@ def test_a_file_of_ours_tells_its_tasks_and_words(tmp_path, old, monkeypatch):
     half = {name: array.astype(np.float16) for name, array in old.items()}
     path = tmp_path / "unit.safetensors"
     torch_files.save_safetensors(path, half, {"unit_jax": json.dumps(header)})
-    monkeypatch.setattr(sources, "demo_file", lambda: path)
+    monkeypatch.setattr(sources, "demo_file", lambda name: path)
     source = sources.read("demo")
     assert source.tasks["coco"] == TaskFacts(0, True, False, CLASSES)
     assert (source.tokens, source.vocabulary) == (("[PAD]", "a"), "abc")

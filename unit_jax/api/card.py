@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unit_jax.interop import sources
 from unit_jax.interop.weights import Weights
 
 SOURCES = {  # whose weights a run may have started from, and their licences
@@ -10,6 +11,7 @@ SOURCES = {  # whose weights a run may have started from, and their licences
     "text_encoder": "a BERT (google-research/bert, Apache-2.0)",
     "model": "a UniT checkpoint (MMF's model zoo: BSD-3-Clause code; see its page for weights)",
 }
+PACKAGED = "weights that come with unit_jax (Apache-2.0, trained from random weights)"
 
 
 def write(weights: Weights, name: str) -> str:
@@ -120,7 +122,11 @@ def _training(metadata: Mapping[str, Any]) -> str:
 
 def _licence(metadata: Mapping[str, Any]) -> str:
     started = metadata["settings"].get("init_from") or {}
-    used = [f"- {part}: {SOURCES.get(part, part)}" for part, path in started.items() if path]
+    used = [
+        f"- {part}: " + (PACKAGED if sources.packaged(path) else SOURCES.get(part, part))
+        for part, path in started.items()
+        if path and isinstance(path, str)
+    ]
     if metadata.get("converted_from"):
         used.append(f"- converted from a file of {metadata['converted_from']}")
     if not used:

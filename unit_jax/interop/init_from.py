@@ -1,6 +1,6 @@
 """The weights a fresh run starts from (`config.init_from`).
 
-In the reference's order: the ResNet of a DETR checkpoint, a BERT as text encoder, and over both a
+In the reference's order: the ResNet of a detector, a BERT as text encoder, and over both a
 whole model, say a COCO single-task one, of which what fits is taken (`transfer`).
 """
 
@@ -69,13 +69,15 @@ def start_from(
       ValueError: a file is missing, damaged, or does not fit; lists every entry that does not.
     """
     arrays, reports = dict(fresh), []
+    bn_eps = settings.model.backbone.bn_eps
+    backbone = functools.partial(backbone_from_detector, bn_eps=bn_eps)
     whole = functools.partial(
         model_from_checkpoint,
         model=model or transfer.Model(task_facts(settings), starts=settings.init_from.tasks),
-        bn_eps=settings.model.backbone.bn_eps,
+        bn_eps=bn_eps,
     )
     for source, fill in (
-        (settings.init_from.backbone, backbone_from_detr),
+        (settings.init_from.backbone, backbone),
         (settings.init_from.text_encoder, text_encoder_from_bert),
         (settings.init_from.model, whole),
     ):
@@ -102,13 +104,24 @@ def task_facts(
     }
 
 
-def backbone_from_detr(
-    fresh: Mapping[str, np.ndarray], path: str | os.PathLike
+def backbone_from_detector(
+    fresh: Mapping[str, np.ndarray], path: str | os.PathLike, bn_eps: float | None = None
 ) -> tuple[Arrays, Report]:
-    """The backbone of a DETR checkpoint; see `start_from`."""
-    state = torch_files.load_state_dict(path)
-    with naming(path):
-        arrays, ignored = detr.import_weights(state)
+    """The backbone of a DETR checkpoint, or of one of ours; see `start_from`.
+
+    Args:
+      bn_eps: as in `model_from_checkpoint`.
+    """
+    if sources.is_ours(path):
+        source = sources.read(path)
+        _check_epsilon(source, bn_eps, path)
+        state = source.arrays
+        arrays = {name: array for name, array in state.items() if name.startswith("backbone.")}
+        ignored = [name for name in state if name not in arrays]
+    else:
+        state = torch_files.load_state_dict(path)
+        with naming(path):
+            arrays, ignored = detr.import_weights(state)
     wanted = [name for name in fresh if name.startswith("backbone.")]
     return _fill(
         fresh, arrays, wanted, wanted, Report("backbone", str(path), (), (), tuple(ignored))
@@ -153,11 +166,7 @@ def model_from_checkpoint(
             f"its frozen batch norms get this config's epsilon, {bn_eps:g}; the files of MMF's "
             "model zoo want --config.model.backbone.bn_eps=0"
         )
-    elif bn_eps is not None and source.bn_eps != bn_eps:
-        raise ValueError(
-            f"{path}: its batch norms have epsilon {source.bn_eps:g}, this config's {bn_eps:g}; "
-            f"set --config.model.backbone.bn_eps={source.bn_eps:g}"
-        )
+    _check_epsilon(source, bn_eps, path)
     with sources.naming(path):
         fitted = transfer.fit(source, fresh, model)
     if not fitted.arrays:
@@ -174,6 +183,14 @@ def model_from_checkpoint(
         "\n  ".join([*fitted.lines, *notes]),
         fitted.partly,
     )
+
+
+def _check_epsilon(source: sources.Source, bn_eps: float | None, path: str | os.PathLike) -> None:
+    if None not in (source.bn_eps, bn_eps) and source.bn_eps != bn_eps:
+        raise ValueError(
+            f"{path}: its batch norms have epsilon {source.bn_eps:g}, this config's {bn_eps:g}; "
+            f"set --config.model.backbone.bn_eps={source.bn_eps:g}"
+        )
 
 
 def _fill(

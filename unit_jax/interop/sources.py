@@ -1,8 +1,8 @@
 """Where a model's weights can come from: what is in a checkpoint, whoever wrote it.
 
-`read` takes a checkpoint of ours (a working folder, a step folder, a .safetensors file or "demo",
-the weights that come with the package), a file of MMF's UniT or a file of DETR's, and tells its
-arrays by our parameter paths and the tasks that it answers.
+`read` takes a checkpoint of ours (a working folder, a step folder, a .safetensors file or the name
+of one that comes with the package), a file of MMF's UniT or a file of DETR's, and tells its arrays
+by our parameter paths and the tasks that it answers.
 """
 
 import contextlib
@@ -25,7 +25,8 @@ from unit_jax.runtime import checkpoint_folder, checkpoints
 from unit_jax.tasks import KINDS, PUBLISHED
 
 Arrays = dict[str, np.ndarray]
-DEMO = "demo"  # name of the weights that come with the package
+DEMO = "demo"  # name of the trained model that comes with the package
+DEMO_BACKBONE = "demo-backbone"  # and of the ResNet that the demo starts from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +79,13 @@ def read(path: str | os.PathLike) -> Source:
     Raises:
       ValueError: there is none, it is damaged, or holds something else.
     """
-    if os.fspath(path) == DEMO and not epath.Path(path).exists():
-        path = demo_file()
+    path = packaged(path) or path
     if epath.Path(path).is_dir():
         return _ours(*read_checkpoint(path))
     content = torch_files.open_state_dict(path)
-    if any(name.startswith("queries.") for name in content.arrays):  # our paths
-        return _ours(content.arrays, _header(path))
+    header = _header(path)
+    if header or any(name.startswith("queries.") for name in content.arrays):  # our paths
+        return _ours(content.arrays, header)
     with naming(path):
         if detr.is_whole(content.arrays):
             arrays, unknown = detr.import_whole(content.arrays)
@@ -97,6 +98,12 @@ def read(path: str | os.PathLike) -> Source:
         name: _published(name) for name in mmf.DATASETS if any(path in arrays for path in _of(name))
     }
     return Source("an MMF file", arrays, tasks, tuple(unknown), content.notes)
+
+
+def is_ours(path: str | os.PathLike) -> bool:
+    """Whether it is a checkpoint folder, or a .safetensors file that we wrote."""
+    path = packaged(path) or path
+    return epath.Path(path).is_dir() or bool(_header(path))
 
 
 def read_checkpoint(path: str | os.PathLike) -> tuple[Arrays, dict[str, Any]]:
@@ -145,9 +152,16 @@ def naming(source: str | os.PathLike) -> Generator[None]:
         raise ValueError(f"{source}: {error}") from error
 
 
-def demo_file() -> pathlib.Path:
-    """Where the demo's weights lie in the package, if they are there."""
-    return pathlib.Path(str(resources.files("unit_jax") / "demo" / "weights" / "demo.safetensors"))
+def demo_file(name: str = DEMO) -> pathlib.Path:
+    """Where the weights of this name lie in the package, if they are there."""
+    folder = resources.files("unit_jax") / "demo" / "weights"
+    return pathlib.Path(str(folder), f"{name}.safetensors")
+
+
+def packaged(path: str | os.PathLike) -> pathlib.Path | None:
+    """The file of the package that `path` names, where no file of the user's has that name."""
+    name = os.fspath(path)
+    return demo_file(name) if name in (DEMO, DEMO_BACKBONE) and not os.path.exists(name) else None
 
 
 def _header(path: str | os.PathLike) -> dict[str, Any]:

@@ -52,9 +52,9 @@ class Weights:
 
 def file_at(source: str | os.PathLike) -> Path | None:
     """The file of weights that `source` means: the demo's, or a .safetensors file; else None."""
+    if path := sources.packaged(source):
+        return path if path.exists() else None
     name = os.fspath(source)
-    if name == sources.DEMO and not os.path.exists(name):
-        return sources.demo_file() if sources.demo_file().exists() else None
     return Path(name) if name.endswith(".safetensors") and os.path.isfile(name) else None
 
 

@@ -319,7 +319,10 @@ class InitSettings:
         'any checkpoint, of which what fits is taken: of ours, "demo" (comes with the package), or '
         "a file of the UniT of MMF or of DETR",
     )
-    backbone: str = setting("weights/detr-r50-dc5-f0fb7ef5.pth", "a DETR checkpoint: its ResNet")
+    backbone: str = setting(
+        "weights/detr-r50-dc5-f0fb7ef5.pth",
+        'a DETR checkpoint, or one of ours ("demo-backbone" comes with the package): its ResNet',
+    )
     text_encoder: str = setting("weights/bert-base-uncased", "a BERT: file, folder or hub name")
     tasks: dict[str, str] = group(
         dict,

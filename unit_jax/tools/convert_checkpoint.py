@@ -117,7 +117,7 @@ def import_checkpoint(
         left = f"its tasks {', '.join(skipped)} left aside" if skipped else "none left over"
         print(f"{path}: {len(state)} entries read, {len(arrays)} arrays filled, {left}")
     else:
-        fill = dict(detr=init_from.backbone_from_detr, bert=init_from.text_encoder_from_bert)
+        fill = dict(detr=init_from.backbone_from_detector, bert=init_from.text_encoder_from_bert)
         # Zeros do to find what does not fit, before the time goes into a fresh model.
         arrays, report = fill[source](expected, path)
         made_params, made_statistics = jax.jit(model)()

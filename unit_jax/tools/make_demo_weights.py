@@ -1,18 +1,24 @@
 """Makes the weights that come with the package from a finished demo run.
 
 unit-jax demo-weights --workdir runs/demo --data_dir runs/demo/data
+unit-jax demo-weights --workdir runs/demo-backbone/shapes --backbone
 
 Writes unit_jax/demo/weights/demo.safetensors (16 bits, with names, vocabulary, settings and figures
 in its header), a model card beside it, and a few pictures to try it on. The figures are those of
-the run's report.json.
+the run's report.json. --backbone writes demo-backbone.safetensors, the ResNet alone, from which the
+demo starts.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from unit_jax.interop.weights import Weights
 
 LIMIT = 5_000_000  # bytes; it lies in the repository
 
@@ -25,10 +31,15 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--workdir", default="runs/demo", help="a finished demo run")
     add("--data_dir", default="", help="its prepared data, if its checkpoints lack names")
+    add("--backbone", action="store_true", help="only the ResNet (make demo-backbone)")
     add("--output", default="", help="folder to write to; default: that of the package")
     options = parser.parse_args(arguments)
     try:
-        print(make(Path(options.workdir), options.data_dir, options.output))
+        workdir = Path(options.workdir)
+        if options.backbone:
+            print(make_backbone(workdir, options.output))
+        else:
+            print(make(workdir, options.data_dir, options.output))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -43,30 +54,53 @@ def make(workdir: Path, data_dir: str = "", output: str = "") -> str:
     """
     from unit_jax.api import card
     from unit_jax.interop import sources, weights
-    from unit_jax.runtime import checkpoint_folder
 
     model = weights.read(workdir, data_dir)
     lacking = [task for task in model.metadata["settings"]["tasks"] if task not in model.names]
     if lacking or not model.vocabulary:
         raise ValueError(f"{workdir}: it has no names of {', '.join(lacking)}; give --data_dir")
+    path, told = _write(model, workdir, sources.DEMO, "make demo && make demo-weights", output)
+    shipped = weights.read(path)
+    text = card.write(weights.renamed(shipped, "demo"), "UniT, demo weights")
+    (path.parent / "README.md").write_text(text, encoding="utf-8")
+    draw_pictures(path.parent.parent / "pictures")
+    return told
+
+
+def make_backbone(workdir: Path, output: str = "") -> str:
+    """Writes the ResNet of a finished run; returns a line about it.
+
+    Raises:
+      ValueError: the run is not finished.
+    """
+    from unit_jax.interop import sources, weights
+
+    model = weights.read(workdir)
+    arrays = {name: a for name, a in model.arrays.items() if name.startswith("backbone.")}
+    model = dataclasses.replace(model, arrays=arrays)
+    return _write(model, workdir, sources.DEMO_BACKBONE, "make demo-backbone", output)[1]
+
+
+def _write(
+    model: "Weights", workdir: Path, name: str, made_by: str, output: str
+) -> tuple[Path, str]:
+    """Writes the file NAME of a finished run's weights; returns it and a line about it."""
+    from unit_jax.interop import sources, weights
+    from unit_jax.runtime import checkpoint_folder
+
     steps = model.metadata["settings"]["train"]["steps"]
     _, step = checkpoint_folder.locate(workdir)
     if step < steps:
         raise ValueError(f"{workdir}: at step {step} of {steps}; let the run finish")
-    metadata = described(model, step, figures(workdir))
-    target = Path(output) if output else sources.demo_file().parent
-    target.mkdir(parents=True, exist_ok=True)
-    path = target / "demo.safetensors"
+    metadata = described(model, step, figures(workdir)) | {"made_by": made_by}
+    path = Path(output or sources.demo_file().parent) / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     weights.write_safetensors(path, model.arrays, metadata, "float16")
-    if path.stat().st_size > LIMIT:
-        size = path.stat().st_size
+    size = path.stat().st_size
+    if size > LIMIT:
         path.unlink()
         raise ValueError(f"{path}: {size:,} bytes, more than {LIMIT:,}; make the model smaller")
-    shipped = weights.read(path)
-    text = card.write(weights.renamed(shipped, "demo"), "UniT, demo weights")
-    (target / "README.md").write_text(text, encoding="utf-8")
-    draw_pictures(target.parent / "pictures")
-    return f"{path}: {path.stat().st_size:,} bytes, step {step}"
+    return path, f"{path}: {size:,} bytes, step {step}"
 
 
 def draw_pictures(folder: Path, count: int = 6) -> None:
@@ -76,7 +110,7 @@ def draw_pictures(folder: Path, count: int = 6) -> None:
     from unit_jax.demo import scenes, world
 
     folder.mkdir(parents=True, exist_ok=True)
-    settings = world.DemoSettings(seed=1_000)
+    settings = world.DemoSettings(seed=1_725)  # shows a bit of everything
     for number, (_, scene) in enumerate(
         itertools.islice(world.coco_scenes(settings, "val"), count), start=1
     ):
@@ -88,12 +122,16 @@ def described(model: Any, step: int, rows: list[dict]) -> dict[str, Any]:
     made on, with names and figures."""
     from unit_jax.interop import weights
 
+    def name(value: object) -> object:
+        return Path(value).name if isinstance(value, str) else value
+
     metadata = json.loads(json.dumps(model.metadata))
     metadata["settings"]["data"]["data_dir"] = ""
+    started = metadata["settings"]["init_from"]
+    metadata["settings"]["init_from"] = {part: name(value) for part, value in started.items()}
     metadata["names"] = weights.as_json(model.names, model.vocabulary)
     return metadata | {
         "step": step,
-        "made_by": "make demo && make demo-weights",
         "figures": rows,
         "figures_split": "val",
     }
