@@ -110,7 +110,7 @@ def draw_pictures(folder: Path, count: int = 6) -> None:
     from unit_jax.demo import scenes, world
 
     folder.mkdir(parents=True, exist_ok=True)
-    settings = world.DemoSettings(seed=1_725)  # shows a bit of everything
+    settings = world.DemoSettings(seed=6_633)  # five shapes, five colours
     for number, (_, scene) in enumerate(
         itertools.islice(world.coco_scenes(settings, "val"), count), start=1
     ):
