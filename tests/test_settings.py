@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from configs import demo, unit
+from configs import demo, demo_backbone, unit
 from tests import ROOT
 from unit_jax import checks, fields, settings
 from unit_jax.interop import weights
@@ -259,3 +259,17 @@ def test_frozen_parameters_must_exist():
     told = problem("backbone", "bacbone.conv1", "conv1")
     assert "config.optimizer.frozen: 'bacbone.conv1', 'conv1': no parameter" in told
     assert "did you mean backbone.conv1?" in told and "parts: backbone, queries" in told
+
+
+def test_the_demos_resnet_is_trained_in_two_stages():
+    """By the config that `make demo-backbone` names, as the ResNet that the demo takes."""
+    makefile = (ROOT / "Makefile").read_text()
+    demo_model = settings.from_config(demo.values()).model.backbone
+    for stage in demo_backbone.STAGES:
+        made = settings.from_config(demo_backbone.values(stage))
+        assert dataclasses.replace(made.model.backbone, calibrate=0) == demo_model
+        assert not made.optimizer.frozen and not made.init_from.backbone
+        assert f"configs/demo_backbone.py:{stage} --workdir=$(DEMO)-backbone/{stage}" in makefile
+    assert made.init_from.model == "runs/demo-backbone/colors"
+    with pytest.raises(ValueError, match="no stage 'sizes', only colors, shapes"):
+        demo_backbone.values("sizes")
