@@ -18,6 +18,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from tokenizers import BertWordPieceTokenizer
 
+import unit_jax
 from tests import ROOT
 from unit_jax.demo import glue, pairs, world
 from unit_jax.demo.scenes import (
@@ -306,3 +307,9 @@ def test_vocabulary_knows_every_training_word(folder):
             for text in (pair.first, pair.second):
                 words = re.findall(r"\w+|[^\w\s]", text.lower())
                 assert tokenizer.encode(text, add_special_tokens=False).tokens == words
+
+
+def test_a_small_demo_has_the_vocabulary_of_the_model_that_comes_with_the_package(tmp_path):
+    world.generate(tmp_path, world.DemoSettings(scale=0.05))
+    shipped = unit_jax.load("demo").vocabulary
+    assert tuple((tmp_path / "vocab.txt").read_text().splitlines()) == shipped

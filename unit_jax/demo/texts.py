@@ -136,12 +136,16 @@ def _ask_whether_color(chooser: Chooser, scene: Scene) -> Question | None:
     return Question(text, "yes" if shown else "no", "is the", "yes/no")
 
 
+def plural(shape: str) -> str:
+    """Several of them: "crosses"."""
+    return shape + ("es" if shape.endswith("s") else "s")
+
+
 def _ask_number(chooser: Chooser, scene: Scene) -> Question | None:
     shapes = [thing.shape for thing in scene.things]
     count = chooser.choice(sorted({shapes.count(shape) for shape in SHAPES}))
     shape = chooser.choice([shape for shape in SHAPES if shapes.count(shape) == count])
-    plural = shape + ("es" if shape.endswith("s") else "s")
-    return Question(f"how many {plural} are there", str(count), "how many", "number")
+    return Question(f"how many {plural(shape)} are there", str(count), "how many", "number")
 
 
 _ASK: Mapping[str, Callable[[Chooser, Scene], Question | None]] = {

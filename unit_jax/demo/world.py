@@ -86,6 +86,8 @@ def generate(output: Path, settings: DemoSettings) -> bool:
         write_visual_genome(output, settings, progress.update)
         texts += write_snli_ve(output, settings, progress.update)
     texts += glue.write_glue(output, settings)
+    # Rare words that a small demo may lack, so that demos of all sizes have one vocabulary.
+    texts += map(demo_text.plural, SHAPES)
     glue.write_vocabulary(output / "vocab.txt", texts)
     write(output / DONE, as_json(facts))
     return True
