@@ -85,8 +85,7 @@ def read(
     bn_eps: float | None = None,
 ) -> Weights:
     """The weights that `source` means, see `load`."""
-    if os.fspath(source) == sources.DEMO and not Path(source).exists():
-        path = sources.demo_file()
+    if os.fspath(source) == sources.DEMO and (path := sources.packaged(source)):
         if not path.exists():
             raise ValueError(
                 "the demo's weights are not in this installation; `make demo` trains them, "

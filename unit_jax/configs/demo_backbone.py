@@ -15,14 +15,13 @@ STAGES: dict[str, dict[str, Any]] = {
     "colors": dict(
         tasks=dict(coco=dict(ratio=0.2), visual_genome=dict(ratio=0.4), vqa2=dict(ratio=0.4)),
         loss=dict(attribute_weight=8.0),
-        train=dict(steps=8000, eval_every=2000),
-        init_from=dict(backbone=""),
+        train=dict(steps=8000),
     ),
     "shapes": dict(
         tasks=dict(coco=dict(ratio=0.45), visual_genome=dict(ratio=0.3), vqa2=dict(ratio=0.25)),
         loss=dict(attribute_weight=2.0),
-        train=dict(steps=4000, eval_every=2000),
-        init_from=dict(backbone="", model="runs/demo-backbone/colors"),
+        train=dict(steps=4000),
+        init_from=dict(model="runs/demo-backbone/colors"),
     ),
 }
 
@@ -43,6 +42,8 @@ def values(arg: str | None = None) -> dict[str, Any]:
             model=dict(backbone=dict(calibrate=64)),
             optimizer=dict(frozen=()),
             data=dict(data_dir="runs/demo-backbone/data"),
+            train=dict(eval_every=2000),
+            init_from=dict(backbone=""),
         ),
     )
     settings.update(config, STAGES[stage])
