@@ -5,15 +5,18 @@ unit-jax reproduce --row all_8_shared_coco_init --runs runs/paper --data_dir dat
 unit-jax reproduce --report runs/paper
 
 A row's working folder is RUNS/NAME. What it starts from is run before, and a run that was cut off
-goes on where it was. `--demo` runs rows at the demo's size, on data that it makes in RUNS/data;
-without `--row` those of the paper's table of all eight data sets. Their figures are compared with
-each other only. `--row all` is every row, the ablations and pairs of data sets among them.
+goes on where it was. Rows share compiled programs, in RUNS/compilation_cache.
+`--demo` runs rows at the demo's size, on data that it makes in RUNS/data; without `--row` those of
+the paper's table of all eight data sets. Their figures are compared with each other only.
+`--row all` is every row, the ablations and pairs of data sets among them.
 """
 
 import argparse
+import os
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 from etils import epath
@@ -69,15 +72,18 @@ def main(argv: list[str] | None = None) -> int:
         runs = epath.Path(options.runs or ("runs/rows" if options.demo else "runs/paper"))
         if options.demo and not options.dry_run:
             make_demo_data(runs, options.scale)
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(runs / "compilation_cache")}
         for row in rows:
             words = command(row, runs, options.data_dir, options.demo, changes)
             print(f"{row.name}: {' '.join(words)}", flush=True)
             if options.dry_run:
                 continue
-            status = subprocess.run([sys.executable, *words[1:]]).returncode
+            start = time.monotonic()
+            status = subprocess.run([sys.executable, *words[1:]], env=cache | os.environ).returncode
             if status:
                 print(f"{row.name} ended with status {status}; the same command goes on with it")
                 return status
+            print(f"{row.name}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
