@@ -61,7 +61,7 @@ def missing_weights(init_from: settings_lib.InitSettings) -> list[str]:
 
 def _is_there(field: str, path: str) -> bool:
     # A hub name has one slash at most and no file ending; whether the hub has it shows when read.
-    if field != "text_encoder" and (packaged := sources.packaged(path)):
+    if packaged := sources.packaged(path):
         return packaged.exists()
     hub_name = field == "text_encoder" and path.count("/") < 2 and not epath.Path(path).suffix
     return epath.Path(path).exists() or (hub_name and not path.startswith("weights/"))
@@ -71,7 +71,8 @@ _WEIGHTS = {
     "model": 'give "demo", a checkpoint of ours, or a file of the UniT of MMF or of DETR',
     "backbone": "download DETR's R50-DC5 checkpoint (detr-r50-dc5-f0fb7ef5.pth) there, or give one "
     "of ours",
-    "text_encoder": "download bert-base-uncased (config.json, model.safetensors, vocab.txt) there",
+    "text_encoder": "download bert-base-uncased (config.json, model.safetensors, vocab.txt) there, "
+    "or give one of ours",
 }
 
 

@@ -83,7 +83,7 @@ class Run:
 
     def _known(self) -> transfer.Model:
         """What the data tell of labels and words, for weights of other tasks."""
-        if not self.settings.init_from.model:
+        if not (self.settings.init_from.model or self.settings.init_from.text_encoder):
             return transfer.Model({})
         path, vocabulary = pathlib.Path(self.data.vocabulary_path), ""
         if _has_text(self.data) and path.is_file():

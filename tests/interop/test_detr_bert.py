@@ -20,6 +20,7 @@ from unit_jax.settings import Settings
 
 WIDTH, LAYERS = 8, 2  # of the text encoder
 VOCABULARY, POSITIONS, HIDDEN = 30, 16, 12
+DEMO_VOCABULARY = 136  # tokens
 CHANNELS = 4  # of the backbone's stem
 
 
@@ -272,14 +273,51 @@ def test_the_resnet_may_be_that_of_a_checkpoint_of_ours(tmp_path):
         init_from.backbone_from_detector(before, path)
 
 
-def test_the_demo_starts_from_the_resnet_that_comes_with_the_package():
-    values = demo.values("coco")
-    values["model"]["text_encoder"]["vocab_size"] = VOCABULARY
+def test_the_text_encoder_may_be_that_of_a_checkpoint_of_ours(tmp_path):
+    """Whole, or the text encoder alone as it comes with the package; words go over by token."""
+    settings = small_settings()
+    ours, before = fresh(settings, seed=3), fresh(settings)
+    part = {name: array for name, array in ours.items() if name.startswith("text_encoder.")}
+    tokens = [f"word{number}" for number in range(VOCABULARY)]
+    told = {
+        "settings": {"tasks": {}, "model": {"backbone": {"bn_eps": 0.5}}},
+        "data": {"vocabulary": "a"},
+        "names": {"tasks": {}, "vocabulary": tokens},
+    }
+    facts = init_from.task_facts(settings)
+    turned = transfer.Model(facts, "b", tuple(tokens[::-1]))
+    for name, arrays in (("whole", ours), ("part", part)):
+        path = tmp_path / f"{name}.safetensors"
+        torch_files.save_safetensors(path, arrays, {"unit_jax": json.dumps(told)})
+        starting = small_settings(text_encoder=str(path))
+        after, (report,) = init_from.start_from(
+            before, starting, transfer.Model(facts, "a", tuple(tokens))
+        )
+        assert_same(after, {**before, **part})
+        assert str(report).startswith(f"text encoder from {path} (")
+        assert set(report.loaded) == set(part) and not report.fresh
+        assert ("left aside in it: " in str(report)) == (name == "whole")
+        after, (report,) = init_from.start_from(before, starting, turned)
+        words = "text_encoder.word_embedding"
+        assert_same(after, {**before, **part, words: part[words][::-1]})
+        assert report.partly == (words,) and "the vocabularies differ" in str(report)
+    path = tmp_path / "resnet.safetensors"
+    rest = {name: array for name, array in ours.items() if name not in part}
+    torch_files.save_safetensors(path, rest, {"unit_jax": json.dumps(told)})
+    with pytest.raises(ValueError, match=r"resnet\.safetensors: it has no text encoder"):
+        init_from.text_encoder_from(before, path, turned)
+
+
+def test_the_demo_starts_from_the_parts_that_come_with_the_package():
+    values = demo.values("vqa2")
+    values["model"]["text_encoder"]["vocab_size"] = DEMO_VOCABULARY
     settings = settings_lib.from_config(values)
     before = fresh(settings)
-    after, (report,) = init_from.start_from(before, settings)
+    after, (resnet, texts) = init_from.start_from(before, settings)
     filled = {name for name in before if name.startswith("backbone.")}
-    assert set(report.loaded) == filled and not report.ignored
+    assert set(resnet.loaded) == filled and not resnet.ignored
+    words = {name for name in before if name.startswith("text_encoder.")}
+    assert set(texts.loaded) == words and not texts.ignored and not texts.note
     frozen = settings.optimizer.frozen
     assert all(name.startswith(tuple(f"{prefix}." for prefix in frozen)) for name in filled)
     # Trained: the statistics of its batch norms are not those of fresh ones.

@@ -71,14 +71,12 @@ def start_from(
     arrays, reports = dict(fresh), []
     bn_eps = settings.model.backbone.bn_eps
     backbone = functools.partial(backbone_from_detector, bn_eps=bn_eps)
-    whole = functools.partial(
-        model_from_checkpoint,
-        model=model or transfer.Model(task_facts(settings), starts=settings.init_from.tasks),
-        bn_eps=bn_eps,
-    )
+    model = model or transfer.Model(task_facts(settings), starts=settings.init_from.tasks)
+    text_encoder = functools.partial(text_encoder_from, model=model)
+    whole = functools.partial(model_from_checkpoint, model=model, bn_eps=bn_eps)
     for source, fill in (
         (settings.init_from.backbone, backbone),
-        (settings.init_from.text_encoder, text_encoder_from_bert),
+        (settings.init_from.text_encoder, text_encoder),
         (settings.init_from.model, whole),
     ):
         if source:
@@ -128,6 +126,28 @@ def backbone_from_detector(
     )
 
 
+def text_encoder_from(
+    fresh: Mapping[str, np.ndarray], source: str | os.PathLike, model: transfer.Model
+) -> tuple[Arrays, Report]:
+    """A BERT, or one of our checkpoints, as text encoder; see `start_from`.
+
+    Of ours, words go over by token where the vocabularies differ.
+    """
+    if bert.is_folder(source) or not sources.is_ours(source):
+        return text_encoder_from_bert(fresh, source)
+    whole = sources.read(source)
+    part = {name: a for name, a in whole.arrays.items() if name.startswith("text_encoder.")}
+    if not part:
+        raise ValueError(f"{source}: it has no text encoder")
+    others = tuple(name for name in whole.arrays if name not in part)
+    restricted = dataclasses.replace(whole, arrays=part, unknown=(*whole.unknown, *others))
+    arrays, report = _fitted(
+        fresh, restricted, source, dataclasses.replace(model, starts={}), "text encoder"
+    )
+    left = tuple(name for name in report.fresh if name.startswith("text_encoder."))
+    return arrays, dataclasses.replace(report, fresh=left)
+
+
 def text_encoder_from_bert(
     fresh: Mapping[str, np.ndarray], source: str | os.PathLike
 ) -> tuple[Arrays, Report]:
@@ -167,6 +187,18 @@ def model_from_checkpoint(
             "model zoo want --config.model.backbone.bn_eps=0"
         )
     _check_epsilon(source, bn_eps, path)
+    return _fitted(fresh, source, path, model, "model", notes)
+
+
+def _fitted(
+    fresh: Mapping[str, np.ndarray],
+    source: sources.Source,
+    path: str | os.PathLike,
+    model: transfer.Model,
+    part: str,
+    notes: Iterable[str] = (),
+) -> tuple[Arrays, Report]:
+    """`fresh` with what fits of a checkpoint, and the report."""
     with sources.naming(path):
         fitted = transfer.fit(source, fresh, model)
     if not fitted.arrays:
@@ -175,7 +207,7 @@ def model_from_checkpoint(
     for name, array in fitted.arrays.items():
         arrays[name] = np.array(array, fresh[name].dtype, order="C")  # no view of the file's
     return arrays, Report(
-        "model",
+        part,
         f"{path} ({source.what})",
         tuple(name for name in fitted.arrays if name not in fitted.partly),
         tuple(name for name in fresh if name not in fitted.arrays),

@@ -323,7 +323,11 @@ class InitSettings:
         "weights/detr-r50-dc5-f0fb7ef5.pth",
         'a DETR checkpoint, or one of ours ("demo-backbone" comes with the package): its ResNet',
     )
-    text_encoder: str = setting("weights/bert-base-uncased", "a BERT: file, folder or hub name")
+    text_encoder: str = setting(
+        "weights/bert-base-uncased",
+        'a BERT: file, folder or hub name, or a checkpoint of ours ("demo-text-encoder" comes with '
+        "the package): its text encoder",
+    )
     tasks: dict[str, str] = group(
         dict,
         "of some tasks the task of `model`'s checkpoint whose queries, head and decoder they start "

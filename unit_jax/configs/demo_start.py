@@ -1,9 +1,9 @@
-"""The small model whose ResNet the demo starts from, as the paper's starts from DETR's.
+"""The small ResNet and BERT that the demo starts from, as the paper's start from DETR's and BERT's.
 
-Detection and questions at the demo's size, on pictures of another seed, with nothing frozen.
-`make demo-backbone` runs it in two stages, `configs/demo_backbone.py:colors` and then `:shapes`:
-COCO's classes alone would leave the ResNet blind to colours, which it learns from attributes and
-questions.
+Trained at the demo's size on data of another seed by `make demo-start`. The stages
+`configs/demo_start.py:colors` and then `:shapes` train the ResNet by detection and questions, as
+COCO's classes alone would leave it blind to colours; `:texts` trains the text encoder by the tasks
+of texts, and by questions.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from unit_jax import settings
 from unit_jax.configs import demo
 
+FOLDER = "runs/demo-start"
 STAGES: dict[str, dict[str, Any]] = {
     "colors": dict(
         tasks=dict(coco=dict(ratio=0.2), visual_genome=dict(ratio=0.4), vqa2=dict(ratio=0.4)),
@@ -21,7 +22,19 @@ STAGES: dict[str, dict[str, Any]] = {
         tasks=dict(coco=dict(ratio=0.45), visual_genome=dict(ratio=0.3), vqa2=dict(ratio=0.25)),
         loss=dict(attribute_weight=2.0),
         train=dict(steps=4000),
-        init_from=dict(model="runs/demo-backbone/colors"),
+        init_from=dict(model=f"{FOLDER}/colors"),
+    ),
+    "texts": dict(
+        tasks=dict(
+            vqa2=dict(ratio=0.3),  # without pictures comparing texts is learned late, if at all
+            qnli=dict(ratio=0.2),
+            mnli=dict(ratio=0.27),
+            qqp=dict(ratio=0.15),
+            sst2=dict(ratio=0.08),
+        ),
+        optimizer=dict(frozen=("backbone",)),
+        train=dict(steps=6000),
+        init_from=dict(backbone=f"{FOLDER}/shapes"),
     ),
 }
 
@@ -35,15 +48,15 @@ def values(arg: str | None = None) -> dict[str, Any]:
     stage = arg or "colors"
     if stage not in STAGES:
         raise ValueError(f"there is no stage {stage!r}, only {', '.join(STAGES)}")
-    config = demo.values("coco,visual_genome,vqa2")
+    config = demo.values(",".join(STAGES[stage]["tasks"]))
     settings.update(
         config,
         dict(
             model=dict(backbone=dict(calibrate=64)),
             optimizer=dict(frozen=()),
-            data=dict(data_dir="runs/demo-backbone/data"),
+            data=dict(data_dir=f"{FOLDER}/data"),
             train=dict(eval_every=2000),
-            init_from=dict(backbone=""),
+            init_from=dict(backbone="", text_encoder=""),
         ),
     )
     settings.update(config, STAGES[stage])
