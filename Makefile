@@ -25,7 +25,8 @@ demo-start: $(VENV)/.installed
 	$(BIN)/python -m unit_jax.main --config=configs/demo_start.py:shapes --workdir=$(DEMO)-start/shapes
 	$(BIN)/python -m unit_jax.cli demo-weights --part backbone --workdir $(DEMO)-start/shapes
 	$(BIN)/python -m unit_jax.main --config=configs/demo_start.py:texts --workdir=$(DEMO)-start/texts
-	$(BIN)/python -m unit_jax.cli demo-weights --part text_encoder --workdir $(DEMO)-start/texts
+	$(BIN)/python -m unit_jax.main --config=configs/demo_start.py:pairs --workdir=$(DEMO)-start/pairs
+	$(BIN)/python -m unit_jax.cli demo-weights --part text_encoder --workdir $(DEMO)-start/pairs
 
 # The pictures of the page in README and docs, made by the browser test; needs a Chromium.
 screenshot: $(VENV)/.installed

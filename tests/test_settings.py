@@ -261,7 +261,7 @@ def test_frozen_parameters_must_exist():
     assert "did you mean backbone.conv1?" in told and "parts: backbone, queries" in told
 
 
-def test_what_the_demo_starts_from_is_trained_in_three_stages():
+def test_what_the_demo_starts_from_is_trained_in_four_stages():
     """By the config that `make demo-start` names, as the parts that the demo takes."""
     makefile = (ROOT / "Makefile").read_text()
     demo_model = settings.from_config(demo.values()).model
@@ -273,6 +273,7 @@ def test_what_the_demo_starts_from_is_trained_in_three_stages():
         assert made.optimizer.frozen == (("backbone",) if stage == "texts" else ())
         assert made.init_from.backbone == ("runs/demo-start/shapes" if stage == "texts" else "")
         assert f"configs/demo_start.py:{stage} --workdir=$(DEMO)-start/{stage}" in makefile
-        assert made.init_from.model == ("runs/demo-start/colors" if stage == "shapes" else "")
-    with pytest.raises(ValueError, match="no stage 'sizes', only colors, shapes, texts"):
+        before = {"shapes": "colors", "pairs": "texts"}.get(stage)
+        assert made.init_from.model == (f"runs/demo-start/{before}" if before else "")
+    with pytest.raises(ValueError, match="no stage 'sizes', only colors, shapes, texts, pairs"):
         demo_start.values("sizes")

@@ -11,14 +11,14 @@ from typing import Any
 from unit_jax.configs import unit
 
 TASKS = dict(
-    coco=dict(ratio=0.11, num_queries=8),
-    visual_genome=dict(ratio=0.07, num_queries=8),
-    vqa2=dict(ratio=0.25, num_queries=4, max_tokens=14),
-    snli_ve=dict(ratio=0.24, num_queries=4, max_tokens=14, cls_only=False),
-    qnli=dict(ratio=0.085, num_queries=4, max_tokens=24),
-    mnli=dict(ratio=0.14, num_queries=4, max_tokens=24),
-    qqp=dict(ratio=0.07, num_queries=4, max_tokens=24),
-    sst2=dict(ratio=0.035, num_queries=4, max_tokens=24),
+    coco=dict(ratio=0.13, num_queries=8),
+    visual_genome=dict(ratio=0.08, num_queries=8),
+    vqa2=dict(ratio=0.31, num_queries=4, max_tokens=14),
+    snli_ve=dict(ratio=0.28, num_queries=4, max_tokens=14, cls_only=False),
+    qnli=dict(ratio=0.05, num_queries=4, max_tokens=24),
+    mnli=dict(ratio=0.08, num_queries=4, max_tokens=24),
+    qqp=dict(ratio=0.045, num_queries=4, max_tokens=24),
+    sst2=dict(ratio=0.025, num_queries=4, max_tokens=24),
 )
 
 CHANGES = dict(
@@ -67,10 +67,10 @@ CHANGES = dict(
         prefetch=4,
     ),
     train=dict(
-        steps=10500,
+        steps=9200,
         batch_size=32,
         eval_batch_size=50,
-        eval_every=5250,
+        eval_every=4600,
         checkpoint_every=500,
         log_every=50,
         max_to_keep=2,

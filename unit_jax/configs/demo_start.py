@@ -2,8 +2,8 @@
 
 Trained at the demo's size on data of another seed by `make demo-start`. The stages
 `configs/demo_start.py:colors` and then `:shapes` train the ResNet by detection and questions, as
-COCO's classes alone would leave it blind to colours; `:texts` trains the text encoder by the tasks
-of texts, and by questions.
+COCO's classes alone would leave it blind to colours; `:texts` and then `:pairs` train the text
+encoder by the tasks of texts, at first with questions.
 """
 
 from typing import Any
@@ -35,6 +35,14 @@ STAGES: dict[str, dict[str, Any]] = {
         optimizer=dict(frozen=("backbone",)),
         train=dict(steps=6000),
         init_from=dict(backbone=f"{FOLDER}/shapes"),
+    ),
+    "pairs": dict(
+        tasks=dict(
+            qnli=dict(ratio=0.4), mnli=dict(ratio=0.35), qqp=dict(ratio=0.2), sst2=dict(ratio=0.05)
+        ),
+        optimizer=dict(learning_rate=5e-4),
+        train=dict(steps=8000),
+        init_from=dict(model=f"{FOLDER}/texts"),
     ),
 }
 
