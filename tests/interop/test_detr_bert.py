@@ -305,6 +305,8 @@ def test_the_text_encoder_may_be_that_of_a_checkpoint_of_ours(tmp_path):
     torch_files.save_safetensors(path, rest, {"unit_jax": json.dumps(told)})
     with pytest.raises(ValueError, match=r"resnet\.safetensors: it has no text encoder"):
         init_from.text_encoder_from(before, path, turned)
+    with pytest.raises(ValueError, match="the folder holds neither model.safetensors nor"):
+        init_from.text_encoder_from(before, tmp_path, turned)
 
 
 def test_the_demo_starts_from_the_resnet_that_comes_with_the_package():

@@ -29,22 +29,13 @@ def load(source: str | os.PathLike) -> dict[str, np.ndarray]:
     """
     path = epath.Path(source)
     if path.is_dir():
-        files = _files(path)
+        files = [path / name for name in _FILES if (path / name).is_file()]
         if not files:
             raise ValueError(f"{path}: the folder holds neither {' nor '.join(_FILES)}")
         path = files[0]
     elif not path.exists():
         path = _download(str(source))
     return torch_files.load_state_dict(path)
-
-
-def is_folder(source: str | os.PathLike) -> bool:
-    """Whether it is a folder with a file of weights."""
-    return bool(_files(epath.Path(source)))
-
-
-def _files(folder: epath.Path) -> list[epath.Path]:
-    return [folder / name for name in _FILES if (folder / name).is_file()]
 
 
 def import_weights(state: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], list[str]]:

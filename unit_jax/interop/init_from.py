@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from etils import epath
 
 from unit_jax.interop import bert, detr, sources, torch_files, transfer
 from unit_jax.interop.sources import Arrays, naming
+from unit_jax.runtime import checkpoint_folder
 from unit_jax.settings import Settings
 
 
@@ -133,7 +135,7 @@ def text_encoder_from(
 
     Of ours, words go over by token where the vocabularies differ.
     """
-    if bert.is_folder(source) or not sources.is_ours(source):
+    if not sources.is_ours(source) or _is_no_checkpoint(source):
         return text_encoder_from_bert(fresh, source)
     whole = sources.read(source)
     part = {name: a for name, a in whole.arrays.items() if name.startswith("text_encoder.")}
@@ -146,6 +148,14 @@ def text_encoder_from(
     )
     left = tuple(name for name in report.fresh if name.startswith("text_encoder."))
     return arrays, dataclasses.replace(report, fresh=left)
+
+
+def _is_no_checkpoint(folder: str | os.PathLike) -> bool:
+    try:
+        checkpoint_folder.locate(folder)
+    except ValueError:
+        return epath.Path(folder).is_dir()
+    return False
 
 
 def text_encoder_from_bert(
