@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO := runs/demo
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 
-.PHONY: docs screenshot demo demo-fresh demo-weights demo-backbone test check-types test-slow chaos mutants coverage parity parity-files \
+.PHONY: docs screenshot demo demo-fresh demo-weights demo-start test check-types test-slow chaos mutants coverage parity parity-files \
 	lint lock clean
 
 demo: $(VENV)/.installed
@@ -17,13 +17,16 @@ demo: $(VENV)/.installed
 demo-weights: $(VENV)/.installed
 	$(BIN)/python -m unit_jax.cli demo-weights --workdir $(DEMO) --data_dir $(DEMO)/data
 
-# The ResNet that the demo starts from, trained on other pictures.
-demo-backbone: $(VENV)/.installed
-	$(BIN)/python tools/make_demo_data.py --output $(DEMO)-backbone/source --seed 1 --scale 2
-	$(BIN)/python tools/prepare_data.py --source $(DEMO)-backbone/source --data_dir $(DEMO)-backbone/data
-	$(BIN)/python -m unit_jax.main --config=configs/demo_backbone.py:colors --workdir=$(DEMO)-backbone/colors
-	$(BIN)/python -m unit_jax.main --config=configs/demo_backbone.py:shapes --workdir=$(DEMO)-backbone/shapes
-	$(BIN)/python -m unit_jax.cli demo-weights --backbone --workdir $(DEMO)-backbone/shapes
+# The ResNet and the text encoder that the demo starts from, trained on other data.
+demo-start: $(VENV)/.installed
+	$(BIN)/python tools/make_demo_data.py --output $(DEMO)-start/source --seed 1 --scale 2
+	$(BIN)/python tools/prepare_data.py --source $(DEMO)-start/source --data_dir $(DEMO)-start/data
+	$(BIN)/python -m unit_jax.main --config=configs/demo_start.py:colors --workdir=$(DEMO)-start/colors
+	$(BIN)/python -m unit_jax.main --config=configs/demo_start.py:shapes --workdir=$(DEMO)-start/shapes
+	$(BIN)/python -m unit_jax.cli demo-weights --part backbone --workdir $(DEMO)-start/shapes
+	$(BIN)/python -m unit_jax.main --config=configs/demo_start.py:texts --workdir=$(DEMO)-start/texts
+	$(BIN)/python -m unit_jax.main --config=configs/demo_start.py:pairs --workdir=$(DEMO)-start/pairs
+	$(BIN)/python -m unit_jax.cli demo-weights --part text_encoder --workdir $(DEMO)-start/pairs
 
 # The pictures of the page in README and docs, made by the browser test; needs a Chromium.
 screenshot: $(VENV)/.installed

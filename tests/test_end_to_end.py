@@ -218,7 +218,8 @@ def test_a_finished_run_becomes_the_weights_of_the_package(data_dir, finished, t
     workdir, output = str(finished[0]), tmp_path / "weights"
     arguments = ["--workdir", workdir, "--output", str(output)]
     assert make_demo_weights.main([*arguments, "--data_dir", str(data_dir)]) == 0
-    assert make_demo_weights.main([*arguments, "--backbone"]) == 0
+    for part in ("backbone", "text_encoder"):
+        assert make_demo_weights.main([*arguments, "--part", part]) == 0
     assert "demo.safetensors" in capsys.readouterr().out
     made, trained = unit_jax.load(output / "demo.safetensors"), unit_jax.load(workdir)
     picture = np.asarray(Image.open(next((tmp_path / "pictures").iterdir())))
@@ -229,14 +230,16 @@ def test_a_finished_run_becomes_the_weights_of_the_package(data_dir, finished, t
     assert "demo && make demo-weights" in card and "trained from random weights" in card
 
     config = tiny.values(data_dir)
-    config["init_from"]["backbone"] = str(output / "demo-backbone.safetensors")
+    parts = {"backbone": "demo-backbone", "text_encoder": "demo-text-encoder"}
+    for part, name in parts.items():
+        config["init_from"][part] = str(output / f"{name}.safetensors")
     started = run_lib.open_run(config, needs_initial_weights=True).initial_model()
     original = run_lib.open_run(tiny.values(data_dir)).restored_model(epath.Path(workdir))
     for name, array in started.params.items():
         same = np.allclose(array, original.params[name], atol=1e-3)
-        assert same or not name.startswith("backbone."), name
+        assert same or not name.startswith(tuple(f"{part}." for part in parts)), name
 
-    assert make_demo_weights.main(["--workdir", str(tmp_path), "--backbone"]) == 1
+    assert make_demo_weights.main(["--workdir", str(tmp_path), "--part", "backbone"]) == 1
     assert str(tmp_path) in capsys.readouterr().err
 
 

@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 
-from configs import demo, demo_backbone, unit
+from configs import demo, demo_start, unit
 from tests import ROOT
 from unit_jax import checks, fields, settings
 from unit_jax.interop import weights
@@ -261,15 +261,23 @@ def test_frozen_parameters_must_exist():
     assert "did you mean backbone.conv1?" in told and "parts: backbone, queries" in told
 
 
-def test_the_demos_resnet_is_trained_in_two_stages():
-    """By the config that `make demo-backbone` names, as the ResNet that the demo takes."""
+def test_what_the_demo_starts_from_is_trained_in_four_stages():
+    """By the config that `make demo-start` names, as the parts that the demo takes."""
     makefile = (ROOT / "Makefile").read_text()
-    demo_model = settings.from_config(demo.values()).model.backbone
-    for stage in demo_backbone.STAGES:
-        made = settings.from_config(demo_backbone.values(stage))
-        assert dataclasses.replace(made.model.backbone, calibrate=0) == demo_model
-        assert not made.optimizer.frozen and not made.init_from.backbone
-        assert f"configs/demo_backbone.py:{stage} --workdir=$(DEMO)-backbone/{stage}" in makefile
-    assert made.init_from.model == "runs/demo-backbone/colors"
-    with pytest.raises(ValueError, match="no stage 'sizes', only colors, shapes"):
-        demo_backbone.values("sizes")
+    demo_model = settings.from_config(demo.values()).model
+    for stage in demo_start.STAGES:
+        made = settings.from_config(demo_start.values(stage))
+        assert dataclasses.replace(made.model.backbone, calibrate=0) == demo_model.backbone
+        assert made.model.text_encoder == demo_model.text_encoder
+        made_before = {
+            "shapes": {"model": "colors"},
+            "texts": {"backbone": "shapes"},
+            "pairs": {"backbone": "shapes", "text_encoder": "texts"},
+        }.get(stage, {})
+        for part in ("model", "backbone", "text_encoder"):
+            folder = f"runs/demo-start/{made_before[part]}" if part in made_before else ""
+            assert getattr(made.init_from, part) == folder
+        assert made.optimizer.frozen == (("backbone",) if "backbone" in made_before else ())
+        assert f"configs/demo_start.py:{stage} --workdir=$(DEMO)-start/{stage}" in makefile
+    with pytest.raises(ValueError, match="no stage 'sizes', only colors, shapes, texts, pairs"):
+        demo_start.values("sizes")

@@ -21,7 +21,7 @@ def values(data_dir: pathlib.Path, tasks=TASKS, steps: int = 6) -> dict:
     config["model"]["text_encoder"].update(width=16, layers=1, heads=2, mlp_width=16)
     config["model"]["decoder"].update(width=16, layers=2)
     config["model"].update(dropout=0.1, attention_dropout=0.1)
-    config["init_from"].update(backbone="")
+    config["init_from"].update(backbone="", text_encoder="")
     config["loss"].update(class_weight=1.0)  # losses and frozen layers as in the paper's config
     config["optimizer"].update(frozen=("backbone.conv1", "backbone.layer1"))
     config["data"].update(data_dir=str(data_dir), num_threads=0, prefetch=1)

@@ -20,6 +20,7 @@ from unit_jax.settings import Settings
 
 WIDTH, LAYERS = 8, 2  # of the text encoder
 VOCABULARY, POSITIONS, HIDDEN = 30, 16, 12
+DEMO_VOCABULARY = 136  # tokens
 CHANNELS = 4  # of the backbone's stem
 
 
@@ -273,7 +274,7 @@ def test_the_resnet_may_be_that_of_a_checkpoint_of_ours(tmp_path):
 
 
 def test_the_text_encoder_may_be_that_of_a_checkpoint_of_ours(tmp_path):
-    """Whole, or the text encoder alone; words go over by token."""
+    """Whole, or the text encoder alone as it comes with the package; words go over by token."""
     settings = small_settings()
     ours, before = fresh(settings, seed=3), fresh(settings)
     part = {name: array for name, array in ours.items() if name.startswith("text_encoder.")}
@@ -309,14 +310,16 @@ def test_the_text_encoder_may_be_that_of_a_checkpoint_of_ours(tmp_path):
         init_from.text_encoder_from(before, tmp_path, turned)
 
 
-def test_the_demo_starts_from_the_resnet_that_comes_with_the_package():
-    values = demo.values("coco")
-    values["model"]["text_encoder"]["vocab_size"] = VOCABULARY
+def test_the_demo_starts_from_the_parts_that_come_with_the_package():
+    values = demo.values("vqa2")
+    values["model"]["text_encoder"]["vocab_size"] = DEMO_VOCABULARY
     settings = settings_lib.from_config(values)
     before = fresh(settings)
-    after, (report,) = init_from.start_from(before, settings)
+    after, (resnet, texts) = init_from.start_from(before, settings)
     filled = {name for name in before if name.startswith("backbone.")}
-    assert set(report.loaded) == filled and not report.ignored
+    assert set(resnet.loaded) == filled and not resnet.ignored
+    words = {name for name in before if name.startswith("text_encoder.")}
+    assert set(texts.loaded) == words and not texts.ignored and not texts.note
     frozen = settings.optimizer.frozen
     assert all(name.startswith(tuple(f"{prefix}." for prefix in frozen)) for name in filled)
     # Trained: the statistics of its batch norms are not those of fresh ones.

@@ -2,8 +2,8 @@
 
 Differs from configs/unit.py in sizes, rates, ratios, image shapes, in `loss.class_weight`, in
 `text_encoder.tied_fresh_keys`, in that SNLI-VE reads all words, and in that all of the ResNet is
-frozen: it is a small trained model's (configs/demo_backbone.py), as the paper's is DETR's. There is
-no small BERT to start from. Its variants are those of configs/unit.py.
+frozen. ResNet and text encoder are small trained ones (configs/demo_start.py), as the paper's are
+DETR's and BERT's. Its variants are those of configs/unit.py.
 """
 
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 from unit_jax.configs import unit
 
 TASKS = dict(
-    coco=dict(ratio=0.14, num_queries=8),
-    visual_genome=dict(ratio=0.09, num_queries=8),
-    vqa2=dict(ratio=0.24, num_queries=4, max_tokens=14),
-    snli_ve=dict(ratio=0.20, num_queries=4, max_tokens=14, cls_only=False),
-    qnli=dict(ratio=0.08, num_queries=4, max_tokens=24),
-    mnli=dict(ratio=0.14, num_queries=4, max_tokens=24),
-    qqp=dict(ratio=0.07, num_queries=4, max_tokens=24),
-    sst2=dict(ratio=0.04, num_queries=4, max_tokens=24),
+    coco=dict(ratio=0.12, num_queries=8),
+    visual_genome=dict(ratio=0.075, num_queries=8),
+    vqa2=dict(ratio=0.325, num_queries=4, max_tokens=14),
+    snli_ve=dict(ratio=0.29, num_queries=4, max_tokens=14, cls_only=False),
+    qnli=dict(ratio=0.045, num_queries=4, max_tokens=24),
+    mnli=dict(ratio=0.08, num_queries=4, max_tokens=24),
+    qqp=dict(ratio=0.04, num_queries=4, max_tokens=24),
+    sst2=dict(ratio=0.025, num_queries=4, max_tokens=24),
 )
 
 CHANGES = dict(
@@ -34,7 +34,7 @@ CHANGES = dict(
             mlp_width=384,
             max_positions=32,
             task_rows=16,
-            tied_fresh_keys=True,  # there is no trained BERT to start from
+            tied_fresh_keys=True,  # where it starts from nothing
         ),
         decoder=dict(width=128, layers=3),
         heads=4,
@@ -67,15 +67,15 @@ CHANGES = dict(
         prefetch=4,
     ),
     train=dict(
-        steps=11500,
+        steps=9500,
         batch_size=32,
         eval_batch_size=50,
-        eval_every=5750,
+        eval_every=4750,
         checkpoint_every=500,
         log_every=50,
         max_to_keep=2,
     ),
-    init_from=dict(model="", backbone="demo-backbone", text_encoder=""),
+    init_from=dict(model="", backbone="demo-backbone", text_encoder="demo-text-encoder"),
     report=dict(blind_check=True, paper={}),  # nothing is published about the demo's data
 )
 

@@ -34,7 +34,7 @@ class DemoSettings:
     coco: tuple[int, int, int] = (4500, 300, 100)
     visual_genome: tuple[int, int, int] = (1500, 200, 50)
     questions: int = 4
-    flickr30k: tuple[int, int, int] = (3000, 150, 150)
+    flickr30k: tuple[int, int, int] = (4500, 150, 150)
     hypotheses: int = 6
     qnli: tuple[int, int, int] = (24000, 600, 100)
     mnli: tuple[int, int, int] = (24000, 600, 100)

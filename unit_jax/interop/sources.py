@@ -26,7 +26,8 @@ from unit_jax.tasks import KINDS, PUBLISHED
 
 Arrays = dict[str, np.ndarray]
 DEMO = "demo"  # name of the trained model that comes with the package
-DEMO_BACKBONE = "demo-backbone"  # and of the ResNet that the demo starts from
+# And of what the demo starts from: a ResNet, and a text encoder.
+DEMO_PARTS = {"backbone": "demo-backbone", "text_encoder": "demo-text-encoder"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +162,8 @@ def demo_file(name: str = DEMO) -> pathlib.Path:
 def packaged(path: str | os.PathLike) -> pathlib.Path | None:
     """The file of the package that `path` names, where no file of the user's has that name."""
     name = os.fspath(path)
-    return demo_file(name) if name in (DEMO, DEMO_BACKBONE) and not os.path.exists(name) else None
+    known = name in (DEMO, *DEMO_PARTS.values())
+    return demo_file(name) if known and not os.path.exists(name) else None
 
 
 def _header(path: str | os.PathLike) -> dict[str, Any]:

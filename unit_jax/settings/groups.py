@@ -325,7 +325,8 @@ class InitSettings:
     )
     text_encoder: str = setting(
         "weights/bert-base-uncased",
-        "a BERT (file, folder or hub name), or a checkpoint of ours: its text encoder",
+        'a BERT: file, folder or hub name, or a checkpoint of ours ("demo-text-encoder" comes with '
+        "the package): its text encoder",
     )
     tasks: dict[str, str] = group(
         dict,

@@ -1,12 +1,12 @@
 """Makes the weights that come with the package from a finished demo run.
 
 unit-jax demo-weights --workdir runs/demo --data_dir runs/demo/data
-unit-jax demo-weights --workdir runs/demo-backbone/shapes --backbone
+unit-jax demo-weights --workdir runs/demo-start/shapes --part backbone
 
 Writes unit_jax/demo/weights/demo.safetensors (16 bits, with names, vocabulary, settings and figures
 in its header), a model card beside it, and a few pictures to try it on. The figures are those of
-the run's report.json. --backbone writes demo-backbone.safetensors, the ResNet alone, from which the
-demo starts.
+the run's report.json. --part writes demo-backbone.safetensors or demo-text-encoder.safetensors, the
+ResNet or the text encoder alone, from which the demo starts.
 """
 
 import argparse
@@ -31,13 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--workdir", default="runs/demo", help="a finished demo run")
     add("--data_dir", default="", help="its prepared data, if its checkpoints lack names")
-    add("--backbone", action="store_true", help="only the ResNet (make demo-backbone)")
+    add("--part", choices=("backbone", "text_encoder"), help="only this (make demo-start)")
     add("--output", default="", help="folder to write to; default: that of the package")
     options = parser.parse_args(arguments)
     try:
         workdir = Path(options.workdir)
-        if options.backbone:
-            print(make_backbone(workdir, options.output))
+        if options.part:
+            print(make_part(options.part, workdir, options.output))
         else:
             print(make(workdir, options.data_dir, options.output))
     except (ValueError, OSError) as error:
@@ -67,8 +67,11 @@ def make(workdir: Path, data_dir: str = "", output: str = "") -> str:
     return told
 
 
-def make_backbone(workdir: Path, output: str = "") -> str:
-    """Writes the ResNet of a finished run; returns a line about it.
+def make_part(part: str, workdir: Path, output: str = "") -> str:
+    """Writes a part of a finished run's model; returns a line about it.
+
+    Args:
+      part: "backbone" or "text_encoder".
 
     Raises:
       ValueError: the run is not finished.
@@ -76,9 +79,9 @@ def make_backbone(workdir: Path, output: str = "") -> str:
     from unit_jax.interop import sources, weights
 
     model = weights.read(workdir)
-    arrays = {name: a for name, a in model.arrays.items() if name.startswith("backbone.")}
+    arrays = {name: a for name, a in model.arrays.items() if name.startswith(f"{part}.")}
     model = dataclasses.replace(model, arrays=arrays)
-    return _write(model, workdir, sources.DEMO_BACKBONE, "make demo-backbone", output)[1]
+    return _write(model, workdir, sources.DEMO_PARTS[part], "make demo-start", output)[1]
 
 
 def _write(
