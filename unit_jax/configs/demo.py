@@ -11,14 +11,14 @@ from typing import Any
 from unit_jax.configs import unit
 
 TASKS = dict(
-    coco=dict(ratio=0.12, num_queries=8),
-    visual_genome=dict(ratio=0.075, num_queries=8),
-    vqa2=dict(ratio=0.325, num_queries=4, max_tokens=14),
-    snli_ve=dict(ratio=0.29, num_queries=4, max_tokens=14, cls_only=False),
-    qnli=dict(ratio=0.045, num_queries=4, max_tokens=24),
-    mnli=dict(ratio=0.08, num_queries=4, max_tokens=24),
-    qqp=dict(ratio=0.04, num_queries=4, max_tokens=24),
-    sst2=dict(ratio=0.025, num_queries=4, max_tokens=24),
+    coco=dict(ratio=0.13, num_queries=8),
+    visual_genome=dict(ratio=0.08, num_queries=8),
+    vqa2=dict(ratio=0.32, num_queries=4, max_tokens=14),
+    snli_ve=dict(ratio=0.33, num_queries=4, max_tokens=14, cls_only=False),
+    qnli=dict(ratio=0.04, num_queries=4, max_tokens=24),
+    mnli=dict(ratio=0.06, num_queries=4, max_tokens=24),
+    qqp=dict(ratio=0.025, num_queries=4, max_tokens=24),
+    sst2=dict(ratio=0.015, num_queries=4, max_tokens=24),
 )
 
 CHANGES = dict(
@@ -67,10 +67,10 @@ CHANGES = dict(
         prefetch=4,
     ),
     train=dict(
-        steps=9500,
+        steps=8700,
         batch_size=32,
         eval_batch_size=50,
-        eval_every=4750,
+        eval_every=4350,
         checkpoint_every=500,
         log_every=50,
         max_to_keep=2,

@@ -31,10 +31,10 @@ class DemoSettings:
 
     seed: int = 0
     scale: float = 1.0
-    coco: tuple[int, int, int] = (4500, 300, 100)
+    coco: tuple[int, int, int] = (7500, 300, 100)
     visual_genome: tuple[int, int, int] = (1500, 200, 50)
     questions: int = 4
-    flickr30k: tuple[int, int, int] = (4500, 150, 150)
+    flickr30k: tuple[int, int, int] = (5000, 150, 150)
     hypotheses: int = 6
     qnli: tuple[int, int, int] = (24000, 600, 100)
     mnli: tuple[int, int, int] = (24000, 600, 100)

@@ -18,7 +18,7 @@ HEADLINES = {
     **dict.fromkeys(ALL[3:], "accuracy"),
 }
 # Steps of the demo's rows that stand for the paper's 500,000; the others are as much shorter.
-DEMO_STEPS = 4000
+DEMO_STEPS = 2500
 
 
 @dataclasses.dataclass(frozen=True)
