@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# Files go to the processes in the order that tests/conftest.py gives: the longest first.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 .PHONY: docs screenshot demo demo-fresh demo-weights demo-start test check-types test-slow chaos mutants coverage parity parity-files \
 	lint lock clean
@@ -84,7 +85,7 @@ lint: $(VENV)/.installed
 # The exact versions that `make demo` and `make test` install.
 lock:
 	rm -rf .venv.lock && $(PYTHON) -m venv .venv.lock
-	.venv.lock/bin/pip install -q -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "hypothesis>=6" "scikit-learn>=1.5" "ruff>=0.9" "ty>=0.0.108" "beartype>=0.22" "setuptools>=77" "starlette>=0.40" "uvicorn>=0.30" "python-multipart>=0.0.18"
+	.venv.lock/bin/pip install -q -r requirements.txt "pytest>=8" "pytest-xdist>=3.7" "hypothesis>=6" "scikit-learn>=1.5" "ruff>=0.9" "ty>=0.0.108" "beartype>=0.22" "setuptools>=77" "starlette>=0.40" "uvicorn>=0.30" "python-multipart>=0.0.18"
 	.venv.lock/bin/pip freeze --all --exclude pip --exclude-editable > requirements.lock
 	rm -rf .venv.lock
 

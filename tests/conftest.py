@@ -32,7 +32,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
 # A process of the suite takes whole files, in this order.
-LONGEST = ("test_sharding.py", "test_distributed.py", "test_step.py", "test_end_to_end.py")
+LONGEST = (
+    "test_sharding.py", "test_distributed.py", "test_step.py", "test_end_to_end.py",
+    "test_own_output.py", "test_guards.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):

@@ -1,5 +1,6 @@
 """A model card, written from what a checkpoint tells about itself."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -57,8 +58,8 @@ def write(weights: Weights, name: str) -> str:
         "fits. Scores are what the network says, not calibrated probabilities. Figures hold for "
         "data like those it was trained on.",
         "## Use",
-        f"```python\nimport unit_jax\n\nmodel = unit_jax.load({weights.source!r})\nprint(model)\n"
-        "```",
+        f"```python\nimport unit_jax\n\nmodel = unit_jax.load({json.dumps(str(weights.source))})\n"
+        "print(model)\n```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
