@@ -31,7 +31,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 
-# A process of the suite takes whole files, in this order.
+# A process of the suite takes whole files, these first.
 LONGEST = (
     "test_sharding.py", "test_distributed.py", "test_step.py", "test_end_to_end.py",
     "test_own_output.py", "test_guards.py",

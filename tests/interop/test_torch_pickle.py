@@ -111,7 +111,7 @@ def test_a_small_pickle_cannot_ask_for_endless_work(tmp_path, program):
     reason = "hold each other|holds itself|a key|operations|expected a"
     with pytest.raises(ValueError, match=rf"bomb\.pth: .*({reason})") as error:
         torch_files.read(tmp_path / "bomb.pth")
-    assert time.process_time() - started < 30  # 1 to 5 seconds for the longest
+    assert time.process_time() - started < 5
     assert len(str(error.value)) < 500 and "\n" not in str(error.value)
 
 

@@ -226,13 +226,14 @@ class _Budget:
         if not isinstance(value, _CONTAINERS):
             return
         weights: dict[int, tuple[int, int]] = {}  # id -> items, depth
-        open_, stack = set(), [(value, False)]
+        open_: set[int] = set()
+        # A container comes twice, the second time with the containers that it holds, weighed.
+        stack: list[tuple[Any, list | None]] = [(value, None)]
         while stack:
-            item, done = stack.pop()
+            item, held = stack.pop()
             if id(item) in weights:
                 continue
-            held = [x for x in _held(item) if isinstance(x, _CONTAINERS)]
-            if done:
+            if held is not None:
                 items = 1 + len(item) + sum(weights[id(x)][0] for x in held)
                 depth = 1 + max((weights[id(x)][1] for x in held), default=0)
                 if items > MOST_ITEMS or depth > DEEPEST:
@@ -246,13 +247,15 @@ class _Budget:
             if id(item) in open_:
                 raise Refused("refused: one of its containers holds itself")
             open_.add(id(item))
-            texts = sum(len(x) for x in _held(item) if isinstance(x, str | bytes | bytearray))
+            held = [x for x in _held(item) if isinstance(x, _CONTAINERS)]
+            texts = sum(len(x) for x in _held(item) if isinstance(x, _TEXTS))
             self.spend(1 + len(item) + texts // 16)
-            stack.append((item, True))
-            stack += [(x, False) for x in held if id(x) not in weights]
+            stack.append((item, held))
+            stack += [(x, None) for x in held if id(x) not in weights]
 
 
 _CONTAINERS = (list, tuple, dict, set, frozenset)
+_TEXTS = (str, bytes, bytearray)
 _REPR = reprlib.Repr()  # at most six items of each container
 _REPR.maxlevel = 2
 
@@ -268,8 +271,9 @@ def _held(container: Any) -> Any:
 
 def _key(value: Any) -> Any:
     """The value, if it may be a key: hashing containers in containers could take for ever."""
-    parts = value if isinstance(value, tuple) else (value,)
-    if not all(isinstance(part, _KEYS) for part in parts):
+    if isinstance(value, _KEYS):  # nearly all are
+        return value
+    if not isinstance(value, tuple) or not all(isinstance(part, _KEYS) for part in value):
         raise Refused(f"refused: a key that is a {type(value).__name__} of containers")
     return value
 
