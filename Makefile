@@ -24,7 +24,8 @@ demo-start: $(VENV)/.installed
 	$(BIN)/python tools/prepare_data.py --source $(DEMO)-start/source --data_dir $(DEMO)-start/data
 	$(BIN)/python -m unit_jax.main --config=configs/demo_start.py:colors --workdir=$(DEMO)-start/colors
 	$(BIN)/python -m unit_jax.main --config=configs/demo_start.py:shapes --workdir=$(DEMO)-start/shapes
-	$(BIN)/python -m unit_jax.cli demo-weights --part backbone --workdir $(DEMO)-start/shapes
+	$(BIN)/python -m unit_jax.main --config=configs/demo_start.py:textures --workdir=$(DEMO)-start/textures
+	$(BIN)/python -m unit_jax.cli demo-weights --part backbone --workdir $(DEMO)-start/textures
 	$(BIN)/python -m unit_jax.main --config=configs/demo_start.py:texts --workdir=$(DEMO)-start/texts
 	$(BIN)/python -m unit_jax.main --config=configs/demo_start.py:pairs --workdir=$(DEMO)-start/pairs
 	$(BIN)/python -m unit_jax.cli demo-weights --part text_encoder --workdir $(DEMO)-start/pairs

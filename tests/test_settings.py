@@ -261,7 +261,7 @@ def test_frozen_parameters_must_exist():
     assert "did you mean backbone.conv1?" in told and "parts: backbone, queries" in told
 
 
-def test_what_the_demo_starts_from_is_trained_in_four_stages():
+def test_what_the_demo_starts_from_is_trained_in_five_stages():
     """By the config that `make demo-start` names, as the parts that the demo takes."""
     makefile = (ROOT / "Makefile").read_text()
     demo_model = settings.from_config(demo.values()).model
@@ -271,13 +271,15 @@ def test_what_the_demo_starts_from_is_trained_in_four_stages():
         assert made.model.text_encoder == demo_model.text_encoder
         made_before = {
             "shapes": {"model": "colors"},
+            "textures": {"backbone": "shapes"},
             "texts": {"backbone": "shapes"},
             "pairs": {"backbone": "shapes", "text_encoder": "texts"},
         }.get(stage, {})
         for part in ("model", "backbone", "text_encoder"):
             folder = f"runs/demo-start/{made_before[part]}" if part in made_before else ""
             assert getattr(made.init_from, part) == folder
-        assert made.optimizer.frozen == (("backbone",) if "backbone" in made_before else ())
+        assert made.optimizer.frozen == (("backbone",) if stage in ("texts", "pairs") else ())
         assert f"configs/demo_start.py:{stage} --workdir=$(DEMO)-start/{stage}" in makefile
-    with pytest.raises(ValueError, match="no stage 'sizes', only colors, shapes, texts, pairs"):
+    stages = "colors, shapes, textures, texts, pairs"
+    with pytest.raises(ValueError, match=f"no stage 'sizes', only {stages}"):
         demo_start.values("sizes")

@@ -24,7 +24,9 @@ def values(data_dir: pathlib.Path, tasks=TASKS, steps: int = 6) -> dict:
     config["init_from"].update(backbone="", text_encoder="")
     config["loss"].update(class_weight=1.0)  # losses and frozen layers as in the paper's config
     config["optimizer"].update(frozen=("backbone.conv1", "backbone.layer1"))
-    config["data"].update(data_dir=str(data_dir), num_threads=0, prefetch=1)
+    config["data"].update(
+        data_dir=str(data_dir), num_workers=0, num_threads=0, prefetch=1, buckets=((80, 80),)
+    )
     config["train"].update(
         steps=steps,
         batch_size=8,

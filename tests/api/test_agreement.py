@@ -40,7 +40,7 @@ def asked(model, tmp_path_factory) -> dict[str, Asked]:
         (folder / "source" / f"{name}.txt").write_text("\n".join(lines) + "\n")  # at full scale
     prepare.prepare(folder / "source", folder / "data", list(TASKS), prepare.Settings())
     config = demo.values(",".join(TASKS))
-    config["data"].update(data_dir=str(folder / "data"), num_threads=0, prefetch=1)
+    config["data"].update(data_dir=str(folder / "data"), num_workers=0, num_threads=0, prefetch=1)
     config["train"]["eval_batch_size"] = 8
     run = run_lib.open_run(config)
     predictor = Predictor.of_run(run, run.restored_model("demo"))

@@ -140,7 +140,7 @@ def test_evaluation_says_the_same(tmp_path):
     tasks = ("coco", "vqa2", "qqp")
     data_dir = tiny.make_data(tmp_path, tasks)
     config = demo.values(",".join(tasks))
-    config["data"].update(data_dir=str(data_dir), num_threads=0, prefetch=1)
+    config["data"].update(data_dir=str(data_dir), num_workers=0, num_threads=0, prefetch=1)
     config["train"]["eval_batch_size"] = 8
     run = run_lib.open_run(config)
     shipped = load_lib.read("demo").arrays

@@ -312,8 +312,9 @@ def test_evaluation_reads_every_example_once(data):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_image_is_one_clear_error(tmp_path, workers):
+def test_a_broken_image_is_one_clear_error(tmp_path, monkeypatch, workers):
     data = FakeData(tmp_path, broken=3)
+    monkeypatch.setattr(loader, "_WORTH_WORKERS", 1)
     with loader.eval_batches(make_settings(num_workers=workers), data, "coco") as batches:
         with pytest.raises(ValueError, match=r"image of example 3 of coco \(val\).*prepare"):
             list(batches)
@@ -348,6 +349,18 @@ def test_a_killed_workers_batch_is_made_again_once(data, capsys):
         with pytest.raises(ValueError, match="SIGKILL. a second time over batch .*num_workers=1"):
             for _ in range(4):
                 next(batches)
+
+
+def test_workers_yield_to_the_train_step_and_few_examples_need_none(data):
+    settings = make_settings(num_workers=1)
+    with loader.train_batches(settings, data) as batches:
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.getpriority(os.PRIO_PROCESS, worker.pid) == min(own + 10, 19)
+    with loader.eval_batches(settings, data, "coco") as batches:
+        next(batches)
+        assert not multiprocessing.active_children()
 
 
 def test_closing_ends_the_workers(data):

@@ -11,14 +11,14 @@ from typing import Any
 from unit_jax.configs import unit
 
 TASKS = dict(
-    coco=dict(ratio=0.13, num_queries=8),
-    visual_genome=dict(ratio=0.08, num_queries=8),
-    vqa2=dict(ratio=0.32, num_queries=4, max_tokens=14),
-    snli_ve=dict(ratio=0.33, num_queries=4, max_tokens=14, cls_only=False),
-    qnli=dict(ratio=0.04, num_queries=4, max_tokens=24),
-    mnli=dict(ratio=0.06, num_queries=4, max_tokens=24),
-    qqp=dict(ratio=0.025, num_queries=4, max_tokens=24),
-    sst2=dict(ratio=0.015, num_queries=4, max_tokens=24),
+    coco=dict(ratio=0.12, num_queries=8),
+    visual_genome=dict(ratio=0.075, num_queries=8),
+    vqa2=dict(ratio=0.325, num_queries=4, max_tokens=14),
+    snli_ve=dict(ratio=0.375, num_queries=4, max_tokens=14, cls_only=False),
+    qnli=dict(ratio=0.03, num_queries=4, max_tokens=24),
+    mnli=dict(ratio=0.045, num_queries=4, max_tokens=24),
+    qqp=dict(ratio=0.02, num_queries=4, max_tokens=24),
+    sst2=dict(ratio=0.01, num_queries=4, max_tokens=24),
 )
 
 CHANGES = dict(
@@ -60,17 +60,17 @@ CHANGES = dict(
         crop_probability=0.3,
         eval_short_side=64,
         eval_max_side=80,
-        buckets=((80, 80),),
+        buckets=((64, 80), (80, 64)),
         max_objects=8,
-        num_workers=0,
+        num_workers=1,  # the second core has time left over
         num_threads=2,
         prefetch=4,
     ),
     train=dict(
-        steps=8700,
+        steps=9200,
         batch_size=32,
         eval_batch_size=50,
-        eval_every=4350,
+        eval_every=4600,
         checkpoint_every=500,
         log_every=50,
         max_to_keep=2,

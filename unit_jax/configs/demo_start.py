@@ -2,8 +2,10 @@
 
 Trained at the demo's size on data of another seed by `make demo-start`. The stages
 `configs/demo_start.py:colors` and then `:shapes` train the ResNet by detection and questions, as
-COCO's classes alone would leave it blind to colours; `:texts` and then `:pairs` train the text
-encoder by questions and texts, then with statements too and longer, until it compares two texts.
+COCO's classes alone would leave it blind to colours; `:textures` trains it on by detection alone,
+with a large weight on attributes, until it tells patterns apart too. `:texts` and then `:pairs`
+train the text encoder by questions and texts, then with statements too and longer, until it
+compares two texts.
 """
 
 from typing import Any
@@ -23,6 +25,12 @@ STAGES: dict[str, dict[str, Any]] = {
         loss=dict(attribute_weight=2.0),
         train=dict(steps=4000),
         init_from=dict(model=f"{FOLDER}/colors"),
+    ),
+    "textures": dict(
+        tasks=dict(coco=dict(ratio=0.35), visual_genome=dict(ratio=0.65)),
+        loss=dict(attribute_weight=8.0),
+        train=dict(steps=5000),
+        init_from=dict(backbone=f"{FOLDER}/shapes"),
     ),
     "texts": dict(
         tasks=dict(

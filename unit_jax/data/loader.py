@@ -32,6 +32,7 @@ from unit_jax.tasks import TaskSpec
 
 # Smaller arrays reach the parent of a worker faster through its pipe than through shared memory.
 _SHARED_BYTES = 64 * 2**10
+_WORTH_WORKERS = 1000  # examples with pictures that an evaluation starts worker processes for
 
 
 def train_batches(
@@ -88,10 +89,10 @@ def eval_batches(
     tokenizer = _tokenizer(settings, data, [task])
     reader = Reader(spec, examples, settings.data, tokenizer, data, training=False)
     source = _Source(plans.__getitem__, range(len(plans)), {task: reader}, places)
-    # Worker processes take seconds to start, texts milliseconds to tokenise.
-    return Batches(
-        source, settings.data, settings.data.num_workers if spec.has_image else 0, evaluates=True
-    )
+    # Worker processes take seconds to start, few pictures or texts less than that to read.
+    worth_it = spec.has_image and len(examples) >= _WORTH_WORKERS
+    workers = settings.data.num_workers if worth_it else 0
+    return Batches(source, settings.data, workers, evaluates=True)
 
 
 def shapes(settings: Settings, data: PreparedData, split: str) -> list[tuple[TaskSpec, Bucket]]:
@@ -241,12 +242,14 @@ def _reason(error: RuntimeError) -> str:
 def _start_worker(index: int, count: int) -> None:
     """Runs first in a worker process.
 
-    A worker must never take hold of an accelerator. It leaves Ctrl-C and SIGTERM, which a cluster
+    A worker must never take hold of an accelerator, and where processors are few it yields them to
+    the train step, which others wait for. It leaves Ctrl-C and SIGTERM, which a cluster
     sends to all of a job's processes, to its parent, which closes it, and ends by itself where the
     parent was killed and cannot.
     """
     del index, count
     jax.config.update("jax_platforms", "cpu")
+    os.nice(10)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -1,7 +1,7 @@
 """Makes the weights that come with the package from a finished demo run.
 
 unit-jax demo-weights --workdir runs/demo --data_dir runs/demo/data
-unit-jax demo-weights --workdir runs/demo-start/shapes --part backbone
+unit-jax demo-weights --workdir runs/demo-start/textures --part backbone
 
 Writes unit_jax/demo/weights/demo.safetensors (16 bits, with names, vocabulary, settings and figures
 in its header), a model card beside it, and a few pictures to try it on. The figures are those of
