@@ -52,7 +52,7 @@ def recipe(start: str, data: dict[str, Any], epochs: float) -> dict[str, Any]:
                 max_objects=0,
                 repeat_rare=0.0,  # 0.1: classes that fewer than a tenth of the examples show
                 **(
-                    dict(eval_max_side=112, train_max_side=112)
+                    dict(eval_max_side=112, train_max_side=112, num_workers=0)
                     if small
                     else dict(eval_short_side=0)
                 ),
