@@ -70,7 +70,7 @@ def as_markdown(cells: list[Cell], stem: str) -> tuple[str, dict[str, bytes]]:
             parts.append(f'```text title="Output"\n{cell.told.rstrip()}\n```')
         if cell.picture:
             name, stored = f"{stem}-{number}.png", io.BytesIO()
-            cell.picture.save(stored, "PNG")
+            cell.picture.save(stored, "PNG", optimize=True)
             pictures[name] = stored.getvalue()
             parts.append(f"![What the cell shows]({name})")
     return "\n\n".join(parts) + "\n", pictures
