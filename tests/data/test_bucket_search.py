@@ -88,7 +88,8 @@ def test_sizes_of_ones_own(tmp_path, capsys):
     assert choose_buckets.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "2 shapes, the config" in printed and "  buckets=((80, 80),)" in printed
-    assert printed.count(f"  buckets={demo.values()['data']['buckets']}\n") == 2  # found as well
+    assert printed.count("  buckets=((64, 80), (80, 64))\n") == 2  # the config's are found as well
+    assert demo.values()["data"]["buckets"] == ((64, 80), (80, 64))
 
 
 @pytest.mark.parametrize(
